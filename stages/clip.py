@@ -1,0 +1,144 @@
+"""Cut all videos into clips of T frames at one rate and size.
+
+In:  data/manifest.parquet and the videos it names; params group clip (and seed, for the record).
+Out: data/clips: frames-*.npy (uint8 (S, H, W, 3) shards of up to 256 MiB), index.parquet (one row per clip; see
+     vw2/data/shards.py), clips.json (the parameters), quarantine.parquet (videos too short for a clip);
+     metrics/clip.json, plots/clip.png (the first clip of each task).
+Rate: output frame j is source frame floor(j * source_fps / clip.fps + 1e-9); by time stamps where the rate varies.
+Neighbouring clips share one frame; the tail of a video is padded by its last frame and marked in the index.
+Time and memory: 640 videos of 64x64 in half a minute on two cores, 0.5 GiB. Interrupted runs continue video by video.
+Tiny run: python -m stages.preset smoke && python -m stages.ingest && python -m stages.clip
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import typer
+
+from vw2 import params as parameters
+from vw2.closure import import_closure
+from vw2.console import UserError, console, progress, run, table
+from vw2.data import manifest
+from vw2.data.clips import ClipConfig, cut_video
+from vw2.data.manifest import Refused
+from vw2.data.pool import Failure, run_resumable, worker_count
+from vw2.data.shards import ClipStore, write_shards
+from vw2.media.decode import MediaError
+from vw2.media.sheet import write_sheet
+from vw2.provenance import runtime, write_metrics
+from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+
+VIDEOS = Path("data/videos")
+MANIFEST = Path("data/manifest.parquet")
+CLIPS = Path("data/clips")
+PLOT = Path("plots/clip.png")
+ROOT = Path(__file__).parents[1]
+SHEET_ROWS = 24  # most tasks on the contact sheet
+
+
+@dataclass(frozen=True)
+class CutJob:
+    """One video to cut: a row of the manifest, the clip parameters and where the raw frames go."""
+
+    row: Mapping[str, Any]
+    config: ClipConfig
+    raw: Path
+
+
+def cut(job: CutJob) -> dict[str, Any]:
+    """Write a video's frames at the clip rate and size; {"frames": F}, or path and reason if it gives no clip."""
+    row, path = job.row, manifest.locate(job.row["path"])
+    if not path.is_file() or manifest.content_hash(path) != row["hash"]:
+        raise UserError(f"{path} is not the file that was ingested any more; run `dvc repro -f ingest`")
+    try:
+        count = cut_video(path, job.config, row["fps"], row["variable"], row["sar"], job.raw)
+    except MediaError as error:
+        return asdict(Refused(row["path"], str(error)))
+    if count < job.config.min_frames:
+        job.raw.unlink()
+        reason = f"is too short for a clip: {count} frames at {job.config.fps:g} fps, {job.config.min_frames} needed"
+        return asdict(Refused(row["path"], reason))
+    return {"frames": count}
+
+
+def cut_all(frame: pl.DataFrame, config: ClipConfig, work: Path, workers: int) -> dict[str, dict[str, Any]]:
+    """The result of `cut` for every video id."""
+    raw = work / "raw"
+    raw.mkdir(exist_ok=True)
+    jobs = {row["id"]: CutJob(row, config, raw / f"{row['id']}.u8") for row in frame.iter_rows(named=True)}
+    results = {}
+    with progress(len(jobs), "cut videos") as bar:
+        for name, result in run_resumable(cut, jobs, work / "records", workers=workers):
+            if isinstance(result, Failure):
+                result = asdict(Refused(jobs[name].row["path"], result.reason))
+            results[name] = result
+            bar.advance()
+    return results
+
+
+def summary(frame: pl.DataFrame, index: pl.DataFrame, config: ClipConfig, results: dict) -> dict[str, float]:
+    """Numbers for metrics/clip.json."""
+    lengths = [result["frames"] for result in results.values() if "frames" in result]
+    upsampled = frame.filter(pl.col("id").is_in(index["video"].unique().to_list()) & (pl.col("fps") < config.fps))
+    values = {
+        "videos": len(lengths),
+        "refused": len(results) - len(lengths),
+        "clips": len(index),
+        "padded_clips": len(index.filter(pl.col("valid") < config.frames)),
+        "frames": sum(lengths),
+        "hours": sum(lengths) / config.fps / 3600,
+        "upsampled_videos": len(upsampled),  # slower than clip.fps: their frames repeat
+        "bytes": sum(file.stat().st_size for file in CLIPS.glob("*.npy")),
+    }
+    return values | {f"split.{split}": count for split, count in index["split"].value_counts().iter_rows()}
+
+
+def draw(store: ClipStore) -> None:
+    """A contact sheet with the first clip of each of the first tasks."""
+    rows = []
+    for task in store.index["task"].unique(maintain_order=True).head(SHEET_ROWS):
+        row = store.select(task=task)[0]
+        rows.append((f"{task} ({store.index['video'][row]})", store.frames(row)))
+    write_sheet(PLOT, rows)
+
+
+def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
+    """Cut the videos of the manifest into clips that share one frame with their neighbours."""
+    values = parameters.load(params)
+    workers = worker_count(values.get("runtime") or {})
+    config = parameters.build(ClipConfig, values.get("clip"), "clip")
+    frame = manifest.read(MANIFEST)
+    table("clip", asdict(config) | {"seconds per clip": (config.frames - 1) / config.fps, "videos": len(frame)})
+    # The manifest holds the hash of every video, so it stands for all of them.
+    work = scratch_dir("clip", fingerprint(asdict(config), [MANIFEST], import_closure(Path(__file__), ROOT)))
+    start = time.perf_counter()
+    with runtime("clip") as rates:
+        results = cut_all(frame, config, work, workers)
+        refused = [Refused(**result) for result in results.values() if "reason" in result]
+        videos = [
+            (name, split, task, work / "raw" / f"{name}.u8", results[name]["frames"])
+            for name, split, task in frame.select("id", "split", "task").iter_rows()
+            if "frames" in results[name]
+        ]
+        if not videos:
+            first = min(refused, key=lambda each: each.path)
+            raise UserError(f"none of {len(frame)} videos gives a clip; the first, {first.path}, {first.reason}")
+        with atomic_dir(CLIPS) as temporary:
+            index = write_shards(temporary, videos, asdict(config))
+            manifest.write_quarantine(temporary / "quarantine.parquet", refused)
+        draw(ClipStore(CLIPS))
+        figures = summary(frame, index, config, results)
+        rates["frames_per_second"] = figures["frames"] / (time.perf_counter() - start)
+    write_metrics("clip", figures, seed=values["seed"], n=len(videos))
+    table("cut", figures)
+    if refused:
+        console.print(f"{len(refused)} videos gave no clip; see {CLIPS / 'quarantine.parquet'}", markup=False)
+    clear(work)
+
+
+if __name__ == "__main__":
+    run(main)

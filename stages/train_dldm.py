@@ -1,0 +1,137 @@
+"""Train the dLDM jointly: codes learn from the denoising loss of the pretrained VDM (VideoWorld 2, sec. 3 and 5.5).
+
+In:  data/clips, data/truth.parquet, data/warmup, data/prior; params groups seed, compute, dldm, train_dldm, gates.
+Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
+     plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance).
+Time and memory at the committed sizes: 15 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
+appearance, nuisance 0) above render.psnr_other_codes and render.psnr_copy. A run whose codes die or are not listened
+to stops with one sentence and the picture. Interrupted runs go on where they stopped.
+Tiny run: python -m stages.preset smoke && dvc repro train_dldm
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+import typer
+
+from vw2 import params as parameters
+from vw2.closure import import_closure
+from vw2.console import run, table
+from vw2.data.sampler import batch_indices
+from vw2.data.shards import ClipStore
+from vw2.evaluation.codes import changed_fraction
+from vw2.media.sheet import write_sheet
+from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
+from vw2.models.renderer import DLDMRenderer, load_ldm, load_prior, save_dldm
+from vw2.provenance import runtime, write_metrics
+from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+from vw2.training.clipset import SmallClips, cache_latents
+from vw2.training.compute import ComputeConfig, generator, start
+from vw2.training.judge import (
+    GatesConfig,
+    check_gates,
+    code_figures,
+    encode_rows,
+    judge_rendering,
+    pick_clips,
+    probe_figures,
+)
+from vw2.training.run import Group, OptimConfig, Run
+
+CLIPS = Path("data/clips")
+TRUTH = Path("data/truth.parquet")
+WARMUP = Path("data/warmup")
+PRIOR = Path("data/prior")
+OUT = Path("data/dldm")
+LOGS = Path("plots/train_dldm")
+PLOT = Path("plots/train_dldm.png")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Group `train_dldm` of params.yaml."""
+
+    optim: OptimConfig
+    encoder_factor: float  # learning rate of encoder and queries, as a factor on optim.lr
+    listen_steps: int  # steps in which the VDM learns to listen before the codes may move
+
+
+def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
+    """The dLDM with warm LDM and pretrained VDM, ready for the joint stage."""
+    prior = load_prior(PRIOR)
+    dldm = DLDM(config, prior)
+    dldm.ldm.load_state_dict(load_ldm(WARMUP).state_dict())
+    if dldm.control is not None:
+        dldm.control.copy_blocks(dldm.vdm)
+    return dldm, DLDMRenderer(dldm, prior)
+
+
+def train(accelerator, dldm: DLDM, clips: SmallClips, latents, config: JointConfig, seed: int, folder: Path) -> Run:
+    """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
+    ldm, listeners = dldm.ldm, [dldm.projection, dldm.vdm]
+    groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
+    groups += [Group(ldm.decoder)] if dldm.config.reconstruction != "off" else []
+    groups += [Group(module) for module in listeners + ([dldm.control] if dldm.control is not None else [])]
+    work = Run(accelerator, groups, config.optim, folder, "train the dLDM")
+    dldm.train()
+    ldm.spread.eval()
+    for step in work:
+        items = batch_indices(seed, step, config.optim.batch, len(clips))
+        batch = JointBatch(clips.batch(items), latents[items])
+        with accelerator.autocast():
+            loss, logs = dldm(batch, generator(seed, 7, step))
+        work.update(loss, logs)
+    return work
+
+
+def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
+    """Train codes, projection, control branch and VDM together (the joint stage of the dLDM)."""
+    values = parameters.load(params)
+    seed = values["seed"]
+    dldm_config = parameters.build(DLDMConfig, values["dldm"], "dldm")
+    config = parameters.build(JointConfig, values["train_dldm"], "train_dldm")
+    gates = parameters.build(GatesConfig, values["gates"], "gates")
+    compute = parameters.build(ComputeConfig, values["compute"], "compute")
+    levels = dldm_config.ldm.resolved()
+    table("train_dldm", {**asdict(dldm_config), "levels": levels, **asdict(config)})
+    accelerator = start(compute, seed)
+    code = import_closure(Path(__file__), ROOT)
+    chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
+    store = ClipStore(CLIPS)
+    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
+    folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
+    truth = pl.read_parquet(TRUTH)
+    with runtime("train_dldm"):
+        dldm, renderer = build(dldm_config)
+        judged = pick_clips(store, "train", 2, seed)
+        warm = encode_rows(dldm.ldm.eval(), store, judged)
+        rows = store.select(split="train")
+        latents = cache_latents(store, rows, renderer.prior.vae, folder / "latents.npy")
+        clips = SmallClips(store, rows, dldm_config.ldm.size)
+        work = train(accelerator, dldm, clips, latents, config, seed, folder)
+        renderer.eval()
+        joint = encode_rows(dldm.ldm, store, judged)
+        figures = code_figures(joint, levels) | {"codes.changed_fraction": changed_fraction(warm, joint)}
+        figures |= {f"train.{key}": work.averages[f"train/{key}"] for key in ("denoise", "recon")}
+        for name, codes in (("warmup", warm), ("joint", joint)):
+            found = probe_figures(codes, store, judged, truth, seed, levels)
+            figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
+        still = pick_clips(store, "probe", 2, seed) or judged[:32]
+        rendered, sheet = judge_rendering(renderer, store, still, seed)
+        write_sheet(PLOT, sheet)
+        check_gates(figures | rendered, gates, dldm_config.ldm.codebook, PLOT)
+        shaken = pick_clips(store, "test", 1, seed)
+        if shaken:
+            rendered |= judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
+        with atomic_dir(OUT) as temporary:
+            save_dldm(dldm, temporary)
+        shutil.copytree(work.logs / "plots" / "metrics", LOGS, dirs_exist_ok=True)
+    write_metrics("train_dldm", figures | rendered, seed=seed, n=len(rows))
+    clear(folder)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,90 @@
+"""Warm up the LDM: encoder, prefix queries, quantiser and coarse decoder, by reconstruction alone (VideoWorld 2, sec. 3).
+
+In:  data/clips (train split); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
+Out: data/warmup/{ldm.safetensors,config.json}, metrics/warmup_dldm.json, plots/warmup_dldm (TSV per series),
+     plots/warmup_dldm.png (real, coarse).
+Time and memory at the committed sizes: 3 minutes on two cores, 2 GiB. Headline: codes.entropy_bits well above half of
+log2(codebook). Interrupted runs go on where they stopped.
+Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
+"""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+
+from vw2 import params as parameters
+from vw2.closure import import_closure
+from vw2.console import UserError, run, table
+from vw2.data.sampler import batch_indices
+from vw2.data.shards import ClipStore
+from vw2.media.sheet import write_sheet
+from vw2.models.dldm import DLDMConfig
+from vw2.models.ldm import LDM
+from vw2.models.renderer import LDMRenderer, save_ldm
+from vw2.provenance import runtime, write_metrics
+from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+from vw2.training.clipset import SmallClips
+from vw2.training.compute import ComputeConfig, start
+from vw2.training.judge import GatesConfig, check_gates, code_figures, encode_rows, judge_rendering, pick_clips
+from vw2.training.run import Group, OptimConfig, Run
+
+CLIPS = Path("data/clips")
+OUT = Path("data/warmup")
+LOGS = Path("plots/warmup_dldm")
+PLOT = Path("plots/warmup_dldm.png")
+ROOT = Path(__file__).parents[1]
+
+
+def train(accelerator, ldm: LDM, clips: SmallClips, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
+    """Reconstruction of random train clips; also all there is to training the plain LDM."""
+    work = Run(accelerator, [Group(ldm)], config, folder, title)
+    ldm.train()
+    for step in work:
+        video = clips.batch(batch_indices(seed, step, config.batch, len(clips)))
+        with accelerator.autocast():
+            loss, logs = ldm(video)
+        work.update(loss, logs)
+    return work
+
+
+def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
+    """Train the latent dynamics model by reconstruction (the warm-up of the dLDM)."""
+    values = parameters.load(params)
+    seed = values["seed"]
+    dldm = parameters.build(DLDMConfig, values["dldm"], "dldm")
+    config = parameters.build(OptimConfig, values["warmup_dldm"], "warmup_dldm")
+    gates = parameters.build(GatesConfig, values["gates"], "gates")
+    compute = parameters.build(ComputeConfig, values["compute"], "compute")
+    table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
+    accelerator = start(compute, seed)
+    code = import_closure(Path(__file__), ROOT)
+    chosen = {"seed": seed, "ldm": asdict(dldm.ldm), "optim": asdict(config), "compute": asdict(compute)}
+    store = ClipStore(CLIPS)
+    folder = scratch_dir("warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json"], code))
+    with runtime("warmup_dldm"):
+        rows = store.select(split="train")
+        if not rows:
+            raise UserError(f"{CLIPS} holds no clip of split train; give some videos that split")
+        ldm = LDM(dldm.ldm)
+        work = train(
+            accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM"
+        )
+        ldm.eval()
+        judged = pick_clips(store, "train", 2, seed)
+        figures = code_figures(encode_rows(ldm, store, judged), dldm.ldm.resolved())
+        figures["train.recon"] = work.averages["train/recon"]
+        probe = pick_clips(store, "probe", 2, seed) or judged[:32]
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)
+        write_sheet(PLOT, sheet)
+        check_gates(figures | rendered, gates, dldm.ldm.codebook, PLOT)
+        with atomic_dir(OUT) as temporary:
+            save_ldm(ldm, temporary)
+        shutil.copytree(work.logs / "plots" / "metrics", LOGS, dirs_exist_ok=True)
+    write_metrics("warmup_dldm", figures | rendered, seed=seed, n=len(rows))
+    clear(folder)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""Cut videos into clips: frame rate, size, T = 1 + 4m frames, neighbours sharing one frame.
+
+Legend: F frames of a video at the clip rate, T frames of a clip, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from vw2.media.decode import read_frames
+from vw2.media.resize import Fit, resize_frame
+
+Frame = TypeVar("Frame")
+
+STRIDE = 4  # frames per latent frame (VideoWorld 2, sec. 3: temporal stride of the tokenizer)
+NUDGE = 1e-9  # keeps j * src / dst from falling just below a whole number
+DUE = 1e-3  # seconds; Matroska rounds times to a millisecond
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Shape of the clips (VideoWorld 2, sec. 5.1: 93 frames at 16 fps; the miniature is our choice)."""
+
+    frames: int = 17  # T = 1 + 4m, or 2 (one step without temporal compression)
+    fps: float = 16.0  # frames per second
+    height: int = 64  # pixels
+    width: int = 64
+    fit: Fit = "cover"
+    min_frames: int = 17  # videos shorter than this at the clip rate are refused
+
+    def __post_init__(self) -> None:
+        if self.frames != 2 and (self.frames < 1 + STRIDE or self.frames % STRIDE != 1):
+            near = max(1, round((self.frames - 1) / STRIDE)) * STRIDE + 1
+            raise ValueError(f"clip.frames must be 1 + 4m (or 2), got {self.frames}; the nearest is {near}")
+        if not 0 < self.fps <= 240:
+            raise ValueError(f"clip.fps must lie above 0 and up to 240, got {self.fps}")
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"clip.height and clip.width must be positive, got {self.height} and {self.width}")
+        if self.min_frames < 2:
+            raise ValueError(f"clip.min_frames must be at least 2 (one frame shows no motion), got {self.min_frames}")
+
+
+def source_index(j: int, source_fps: float, fps: float) -> int:
+    """Source frame shown by output frame j at constant rate: floor(j * source_fps / fps + 1e-9) (our choice)."""
+    return math.floor(j * source_fps / fps + NUDGE)
+
+
+def resampled_length(frames: int, source_fps: float, fps: float) -> int:
+    """Number F of output frames that a constant-rate video of `frames` source frames gives."""
+    count = math.ceil(frames * fps / source_fps)  # off by one at most; the rule itself decides
+    while count > 0 and source_index(count - 1, source_fps, fps) >= frames:
+        count -= 1
+    while source_index(count, source_fps, fps) < frames:
+        count += 1
+    return count
+
+
+def resample(
+    frames: Iterable[tuple[float, Frame]], source_fps: float, fps: float, variable: bool = False
+) -> Iterator[Frame]:
+    """Frames at another rate, by choice and repetition, never by blending.
+
+    Constant rate: output frame j is source frame `source_index(j)`, whatever its time stamp. Variable rate: output
+    frame j is the last source frame due at j / fps seconds (to a millisecond); the final frame lasts 1 / source_fps.
+
+    Args:
+        frames: (seconds since the first frame, frame) in display order.
+        source_fps: frames per second, the mean for variable rate.
+        fps: frames per second wanted.
+    Yields: the frames of the output, the same object again where it repeats.
+    """
+    j = 0
+    if not variable:
+        for number, (_, frame) in enumerate(frames):
+            while source_index(j, source_fps, fps) <= number:
+                yield frame
+                j += 1
+        return
+    shown, seconds = None, 0.0
+    for seconds, frame in frames:
+        while shown is not None and j / fps < seconds - DUE:
+            yield shown
+            j += 1
+        shown = frame
+    while shown is not None and j / fps < seconds + 1 / source_fps - DUE:
+        yield shown
+        j += 1
+
+
+def clip_count(frames: int, clip_frames: int) -> int:
+    """Clips that cover F frames when neighbours share one: the last may be padded."""
+    return max(1, math.ceil((frames - 1) / (clip_frames - 1)))
+
+
+def valid_frames(frames: int, clip_frames: int, clip: int) -> int:
+    """Real frames in clip number `clip` of a video of F frames; the rest of T is padding."""
+    return min(clip_frames, frames - clip * (clip_frames - 1))
+
+
+def cut_video(path: Path, config: ClipConfig, source_fps: float, variable: bool, sar: float, target: Path) -> int:
+    """Resample and resize one video into a raw uint8 file of F x H x W x 3 bytes, written whole or not at all.
+
+    Args:
+        path: video file.
+        config: the clips' rate and size.
+        source_fps, variable, sar: from the manifest.
+        target: raw file to write.
+    Returns: F, the number of frames written.
+    Raises: MediaError if the video breaks.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    count, last, scaled = 0, None, None
+    try:
+        with temporary.open("wb") as stream:
+            for frame in resample(read_frames(path), source_fps, config.fps, variable):
+                if frame is not last:
+                    last = frame
+                    scaled = np.ascontiguousarray(resize_frame(frame, config.height, config.width, config.fit, sar))
+                stream.write(scaled.data)
+                count += 1
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count

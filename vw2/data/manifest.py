@@ -1,0 +1,166 @@
+"""The manifest: one row per video taken, one per file refused, and which split a video belongs to.
+
+data/manifest.parquet    MANIFEST: id, source, path, split, environment, task, instruction, fps, frames, ...
+data/quarantine.parquet  QUARANTINE: path, reason
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from vw2.console import UserError
+from vw2.scratch import atomic_file
+
+SPLITS = ("train", "test", "probe", "fail")  # probe: test appearance, nuisance 0; fail: failed demonstrations
+TEST_SHARE = 8  # one video in eight without a given split goes to test (our choice)
+
+MANIFEST = {
+    "id": pl.String,  # unique, fit for a file name
+    "source": pl.String,  # adapter that took it: craft, folder
+    "path": pl.String,  # as given in params.yaml, or relative to the repository
+    "split": pl.String,
+    "environment": pl.String,
+    "task": pl.String,
+    "instruction": pl.String,
+    "fps": pl.Float64,  # frames per second, measured
+    "frames": pl.Int64,  # counted
+    "width": pl.Int32,  # pixels, after rotation
+    "height": pl.Int32,
+    "codec": pl.String,
+    "hash": pl.String,  # SHA-256 of the file
+    "licence": pl.String,
+    "variable": pl.Boolean,  # frames do not come at a constant rate: clips go by their times
+    "sar": pl.Float64,  # width / height of one pixel
+}
+QUARANTINE = {"path": pl.String, "reason": pl.String}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A video that was taken: one row of the manifest; `split` is None where its content decides."""
+
+    id: str
+    source: str
+    path: str
+    split: str | None
+    environment: str
+    task: str
+    instruction: str
+    fps: float
+    frames: int
+    width: int
+    height: int
+    codec: str
+    hash: str
+    licence: str
+    variable: bool = False
+    sar: float = 1.0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that was not taken, and why."""
+
+    path: str
+    reason: str
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def locate(path: str) -> Path:
+    """A manifest path as it can be opened: relative ones count from here, else from DVC's real workspace.
+
+    `dvc exp run --temp` and the queue work in a temporary copy, from where `../videos` would point elsewhere.
+    """
+    here = Path(path)
+    if not here.exists() and not here.is_absolute() and os.environ.get("DVC_ROOT"):
+        there = Path(os.environ["DVC_ROOT"]) / path
+        return there if there.exists() else here
+    return here
+
+
+def assign_splits(entries: Iterable[Entry]) -> list[Entry]:
+    """Give every entry without a split one by its content hash: about one in eight is test (our choice).
+
+    Equal content gets equal splits, whatever its name. If that leaves train or test without any video, the one with
+    the smallest (for test) or largest (for train) hash moves over, so that two videos suffice for every stage.
+    Returns: entries with a split, sorted by id.
+    """
+    entries = sorted(entries, key=lambda entry: entry.id)
+    digests = {entry.hash for entry in entries if entry.split is None}
+    split = {digest: "train" if int(digest[:8], 16) % TEST_SHARE else "test" for digest in digests}
+    present = {entry.split for entry in entries} | set(split.values())
+    if len(entries) > 1 and split:
+        if "test" not in present and (len(split) > 1 or "train" in {entry.split for entry in entries}):
+            split[min(split)] = "test"
+        elif "train" not in present and (len(split) > 1 or "test" in {entry.split for entry in entries}):
+            split[max(split)] = "train"
+    return [entry if entry.split else replace(entry, split=split[entry.hash]) for entry in entries]
+
+
+def build(entries: Sequence[Entry]) -> pl.DataFrame:
+    """Validated manifest with one row per entry, sorted by id.
+
+    Raises: ValueError naming the video that breaks a rule.
+    """
+    frame = pl.DataFrame([asdict(entry) for entry in entries], schema=MANIFEST, orient="row").sort("id")
+    validate(frame)
+    return frame
+
+
+def validate(frame: pl.DataFrame) -> None:
+    """Raise ValueError, naming the video, if a manifest breaks its schema or a rule."""
+    if dict(frame.schema) != MANIFEST:
+        found = ", ".join(f"{name} {kind}" for name, kind in frame.schema.items())
+        raise ValueError(f"expected the manifest columns {', '.join(MANIFEST)}, got {found}")
+    rules = {
+        "a value is missing": pl.any_horizontal(pl.all().is_null()),
+        "the id is not unique": pl.col("id").is_duplicated(),
+        "the id is no file name": ~pl.col("id").str.contains(r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
+        f"the split is not one of {', '.join(SPLITS)}": ~pl.col("split").is_in(SPLITS),
+        "the size or length is not positive": pl.min_horizontal("frames", "width", "height") < 1,
+        "the frame rate or pixel shape is not positive": ~((pl.col("fps") > 0) & (pl.col("sar") > 0)),
+    }
+    for text, broken in rules.items():
+        bad = frame.filter(broken)
+        if len(bad):
+            raise ValueError(f"manifest, video {bad['id'][0]!r}: {text}")
+
+
+def write(path: Path, frame: pl.DataFrame) -> None:
+    """Write a manifest whole or not at all, after checking it."""
+    validate(frame)
+    with atomic_file(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def read(path: Path) -> pl.DataFrame:
+    """Read and check a manifest.
+
+    Raises: UserError if it is missing or was written by another version.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} does not exist; run `dvc repro ingest` first")
+    frame = pl.read_parquet(path)
+    try:
+        validate(frame)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}; run `dvc repro ingest` again") from error
+    return frame
+
+
+def write_quarantine(path: Path, refused: Iterable[Refused]) -> None:
+    """Write the refused files, sorted by path, whole or not at all."""
+    rows = sorted((each.path, each.reason) for each in refused)
+    with atomic_file(path) as temporary:
+        pl.DataFrame(rows, schema=QUARANTINE, orient="row").write_parquet(temporary)

@@ -1,0 +1,203 @@
+"""Clips on disk: a few large raw .npy shards and an index, read through memory maps.
+
+frames-00000.npy   (S, H, W, 3) uint8; a video's frames lie once, in order, its tail padded by repeating the last frame
+index.parquet      INDEX: clip i of a video is frames [offset, offset + T) of its shard, the first `valid` of them real
+clips.json         T and the other clip parameters
+
+Neighbouring clips share one frame: the last of one is the first of the next. A video too long for one shard continues
+in the next at a clip border (the shared frame is stored in both).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from vw2.console import UserError
+
+SHARD_BYTES = 256 * 2**20
+INDEX = {
+    "video": pl.String,
+    "clip": pl.Int32,  # number within the video, from 0
+    "split": pl.String,
+    "task": pl.String,
+    "shard": pl.Int32,
+    "offset": pl.Int64,  # frames from the start of the shard
+    "valid": pl.Int32,  # real frames; the other T - valid repeat the last one
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive clips of one video that lie in one shard."""
+
+    video: str
+    first: int  # clip
+    clips: int
+    offset: int  # frame in the shard
+
+
+def plan_shards(lengths: Mapping[str, int], clip_frames: int, capacity: int) -> list[list[Run]]:
+    """Lay videos out in shards of at most `capacity` frames, in the given order.
+
+    Args:
+        lengths: video -> number F of frames.
+        clip_frames: T.
+        capacity: frames per shard; at least T are taken.
+    Returns: the runs of each shard.
+    """
+    step, capacity = clip_frames - 1, max(capacity, clip_frames)
+    shards: list[list[Run]] = [[]]
+    used = 0
+    for video, frames in lengths.items():
+        left, first = max(1, math.ceil((frames - 1) / step)), 0
+        if used and used + left * step + 1 > capacity:  # a video stays in one shard if it fits in any
+            shards.append([])
+            used = 0
+        while left:
+            clips = min(left, (capacity - used - 1) // step)
+            shards[-1].append(Run(video, first, clips, used))
+            used += clips * step + 1
+            left, first = left - clips, first + clips
+            if left:
+                shards.append([])
+                used = 0
+    return [shard for shard in shards if shard]
+
+
+def write_shards(
+    folder: Path,
+    videos: Sequence[tuple[str, str, str, Path, int]],
+    config: Mapping[str, Any],
+    shard_bytes: int = SHARD_BYTES,
+) -> pl.DataFrame:
+    """Pack raw frame files into shards and write index.parquet and clips.json beside them.
+
+    Plain writes, not a memory map: a full disk then ends in an error instead of a killed process.
+
+    Args:
+        folder: empty directory (use `vw2.scratch.atomic_dir`).
+        videos: (id, split, task, raw file, F) in the order to store them.
+        config: clip parameters; frames, height and width are needed here.
+    Returns: the index, one row per clip.
+    """
+    clip_frames, shape = config["frames"], (config["height"], config["width"], 3)
+    step, size = clip_frames - 1, math.prod(shape)
+    facts = {video: (split, task, file, frames) for video, split, task, file, frames in videos}
+    plan = plan_shards({video: row[3] for video, row in facts.items()}, clip_frames, shard_bytes // size)
+    rows = []
+    for number, runs in enumerate(plan):
+        total = sum(run.clips * step + 1 for run in runs)
+        with (folder / f"frames-{number:05d}.npy").open("wb") as out:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (total, *shape)}
+            np.lib.format.write_array_header_1_0(out, header)
+            for run in runs:
+                split, task, file, frames = facts[run.video]
+                _copy_run(out, file, run.first * step, run.clips * step + 1, frames, size)
+                for clip in range(run.clips):
+                    valid = min(clip_frames, frames - (run.first + clip) * step)
+                    offset = run.offset + clip * step
+                    rows.append((run.video, run.first + clip, split, task, number, offset, valid))
+    index = pl.DataFrame(rows, schema=INDEX, orient="row")
+    index.write_parquet(folder / "index.parquet")
+    (folder / "clips.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return index
+
+
+def _copy_run(out: Any, file: Path, start: int, count: int, frames: int, size: int) -> None:
+    """Append frames [start, start + count) of a raw file of `frames` frames, repeating its last one past the end."""
+    with file.open("rb") as stream:
+        stream.seek(start * size)
+        last = b""
+        for number in range(start, start + count):
+            if number < frames:
+                last = stream.read(size)
+                if len(last) != size:
+                    raise ValueError(f"{file} holds fewer than its {frames} frames of {size} bytes")
+            out.write(last)
+
+
+class ClipStore:
+    """Random access to the clips of a folder written by `write_shards`, without copying them into memory.
+
+    Attributes:
+        index: polars frame with the columns of INDEX, one row per clip; a "row" below is its number.
+        config: the clip parameters; clip_frames (T), fps, height and width are attributes as well.
+    """
+
+    def __init__(self, path: Path = Path("data/clips")) -> None:
+        self.path = Path(path)
+        for name in ("index.parquet", "clips.json"):
+            if not (self.path / name).is_file():
+                raise UserError(f"{self.path / name} does not exist; run `dvc repro clip` first")
+        self.index = pl.read_parquet(self.path / "index.parquet")
+        if dict(self.index.schema) != INDEX:
+            raise UserError(f"{self.path}/index.parquet was written by another version; run `dvc repro clip` again")
+        self.config: dict[str, Any] = json.loads((self.path / "clips.json").read_text(encoding="utf-8"))
+        self.clip_frames: int = self.config["frames"]
+        self.fps: float = self.config["fps"]
+        self.height: int = self.config["height"]
+        self.width: int = self.config["width"]
+        self._shard = self.index["shard"].to_numpy()
+        self._offset = self.index["offset"].to_numpy()
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}  # a memory map would be pickled as all its bytes
+
+    def _map(self, shard: int) -> np.ndarray:
+        """The memory map of a shard, opened once."""
+        if shard not in self._maps:
+            self._maps[shard] = np.load(self.path / f"frames-{shard:05d}.npy", mmap_mode="r")
+        return self._maps[shard]
+
+    def frames(self, row: int) -> np.ndarray:
+        """The clip in one row of the index: (T, H, W, 3) uint8, a copy."""
+        offset = int(self._offset[row])
+        return np.array(self._map(int(self._shard[row]))[offset : offset + self.clip_frames])
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Several clips: (B, T, H, W, 3) uint8."""
+        return np.stack([self.frames(int(row)) for row in rows])
+
+    def video(self, video: str) -> np.ndarray:
+        """All real frames of a video, without padding: (F, H, W, 3) uint8, a copy.
+
+        Raises: KeyError for an unknown id.
+        """
+        clips = self.index.filter(pl.col("video") == video).sort("clip")
+        if not len(clips):
+            raise KeyError(f"no clip of a video {video!r} in {self.path}")
+        parts = []
+        for shard, offset, valid in clips.select("shard", "offset", "valid").iter_rows():
+            start = offset + (1 if parts else 0)  # the first frame is the last of the clip before
+            parts.append(self._map(shard)[start : offset + valid])
+        return np.concatenate(parts)
+
+    def select(self, **wanted: Any) -> list[int]:
+        """Rows whose columns have the wanted values: select(split="train", task=["paper_boat", "paper_airplane"]).
+
+        Raises: ValueError for a column that is not in the index.
+        """
+        keep = pl.col("offset") >= 0  # every row
+        for column, value in wanted.items():
+            if column not in INDEX:
+                raise ValueError(f"expected a column of {', '.join(INDEX)}, got {column!r}")
+            several = isinstance(value, Collection) and not isinstance(value, str)
+            keep = keep & (pl.col(column).is_in(list(value)) if several else pl.col(column) == value)
+        return self.index.select(pl.arg_where(keep)).to_series().to_list()
+
+    def videos(self, **wanted: Any) -> list[str]:
+        """Ids of the videos that have a selected clip, in the order they are stored."""
+        return self.index[self.select(**wanted)]["video"].unique(maintain_order=True).to_list()

@@ -1,0 +1,177 @@
+"""Any tree of video files, with an optional sidecar table.
+
+`videos.csv` or `videos.parquet` in the root of the tree may give, per file, any of task, instruction, split,
+environment, licence (column `file`: path relative to the root). What it does not give: task = name of the parent
+folder, instruction = the task with spaces for underscores, environment = unknown, licence = ingest.licence, split by
+content hash. Every file is decoded once from end to end in a worker process that can be killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+
+from vw2.console import UserError, progress
+from vw2.data.manifest import SPLITS, Entry, Refused, content_hash, locate
+from vw2.data.pool import Failure, run_resumable
+from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
+from vw2.media.decode import MediaError, scan
+
+SUFFIXES = frozenset(".3g2 .3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+SIDECARS = ("videos.csv", "videos.parquet")
+COLUMNS = ("task", "instruction", "split", "environment", "licence")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class FolderJob:
+    """One file to look into."""
+
+    file: str  # openable path
+    path: str  # path for the manifest
+    id: str
+    task: str
+    instruction: str
+    split: str | None
+    environment: str
+    licence: str
+    min_frames: int
+    max_side: int
+    time_limit: float
+
+
+def find_videos(root: Path) -> list[str]:
+    """Paths, relative to root, of files that are videos by name; hidden files and folders are passed over, sorted."""
+    found = []
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                found.append((Path(folder) / name).relative_to(root).as_posix())
+    return sorted(found)
+
+
+def read_sidecar(root: Path) -> dict[str, dict[str, str | None]]:
+    """The sidecar table as file -> {column: value}; empty cells are None. Empty if there is no sidecar.
+
+    Raises: UserError for two sidecars, an unreadable one, unknown columns, splits or repeated files.
+    """
+    paths = [root / name for name in SIDECARS if (root / name).is_file()]
+    if not paths:
+        return {}
+    if len(paths) > 1:
+        raise UserError(f"{root} holds both {SIDECARS[0]} and {SIDECARS[1]}; keep one of them")
+    path = paths[0]
+    try:
+        table = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)
+        table = table.with_columns(pl.all().cast(pl.String).str.strip_chars())
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}; mend or remove it") from error
+    unknown = set(table.columns) - {"file", *COLUMNS}
+    if "file" not in table.columns or unknown:
+        wrong = f"the unknown column {sorted(unknown)[0]!r}" if unknown else "no column 'file'"
+        raise UserError(f"{path}: expected the column file and any of {', '.join(COLUMNS)}, got {wrong}; rename it")
+    rows: dict[str, dict[str, str | None]] = {}
+    for row in table.iter_rows(named=True):
+        file = Path(row.pop("file") or "").as_posix()
+        if file in rows:
+            raise UserError(f"{path} lists {file!r} twice; keep one row per file")
+        if row.get("split") and row["split"] not in SPLITS:
+            raise UserError(f"{path}: expected split {', '.join(SPLITS)} or nothing for {file}, got {row['split']!r}")
+        rows[file] = {column: row.get(column) or None for column in COLUMNS}
+    return rows
+
+
+def make_ids(files: list[str]) -> dict[str, str]:
+    """A unique, readable file-name-safe id per file: its path without suffix, `/` as `__`, long ones shortened."""
+    plain = {}
+    for file in files:
+        stem = Path(file).with_suffix("").as_posix().replace("/", "__")
+        plain[file] = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".-")[:100] or "video"
+    taken = list(plain.values())
+    ids = {}
+    for file, name in plain.items():
+        if taken.count(name) > 1 or len(name) == 100:
+            name = f"{name[:90]}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
+        ids[file] = name
+    return ids
+
+
+def inspect(job: FolderJob) -> dict:
+    """Decode one file from end to end; the JSON form of its Entry, or of Refused with the true reason."""
+    try:
+        info = scan(Path(job.file), max_side=job.max_side, max_seconds=job.time_limit)
+        if info.frames < job.min_frames:
+            unit = "frame" if info.frames == 1 else "frames"
+            raise MediaError(f"holds {info.frames} {unit}, ingest.min_frames is {job.min_frames}")
+        digest = content_hash(Path(job.file))
+    except MediaError as error:
+        return asdict(Refused(job.path, str(error)))
+    except OSError as error:
+        return asdict(Refused(job.path, f"cannot be read ({error.strerror or error})"))
+    except MemoryError:
+        return asdict(Refused(job.path, f"needs more than {MEMORY_GIB:g} GiB to decode"))
+    facts = {name: getattr(info, name) for name in ("fps", "frames", "width", "height", "codec", "variable", "sar")}
+    given = {name: getattr(job, name) for name in ("id", "path", *COLUMNS)}
+    return asdict(Entry(source="folder", hash=digest, **given, **facts))
+
+
+def _jobs(config: IngestConfig, root: Path, files: list[str], sidecar: dict) -> dict[str, FolderJob]:
+    """One job per file, named by what can change its outcome (so that an edited file is looked at again)."""
+    ids, jobs = make_ids(files), {}
+    for file in files:
+        given = sidecar.get(file, {})
+        parent = (root.resolve() / file).parent.name
+        task = given.get("task") or parent or UNKNOWN
+        job = FolderJob(
+            file=str(root / file),
+            path=(Path(config.path) / file).as_posix(),
+            id=ids[file],
+            task=task,
+            instruction=given.get("instruction") or task.replace("_", " "),
+            split=given.get("split"),
+            environment=given.get("environment") or UNKNOWN,
+            licence=given.get("licence") or config.licence,
+            min_frames=config.min_frames,
+            max_side=config.max_side,
+            time_limit=config.time_limit,
+        )
+        state = (root / file).stat()
+        name = hashlib.sha256(f"{job}{state.st_size}{state.st_mtime_ns}".encode()).hexdigest()[:32]
+        jobs[name] = job
+    return jobs
+
+
+def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | Refused]:
+    """Look into every video below `config.path`.
+
+    Yields: an Entry or a Refused per file, and a Refused per sidecar row whose file is not there.
+    Raises: UserError if the folder is missing, holds no video or has a faulty sidecar.
+    """
+    root = locate(config.path)
+    if not root.is_dir():
+        kind = "a file" if root.exists() else "nothing"
+        raise UserError(f"expected a folder of videos at ingest.path {config.path}, got {kind}; change ingest.path")
+    files, sidecar = find_videos(root), read_sidecar(root)
+    if not files:
+        raise UserError(f"no video in ingest.path {config.path} (looked for {', '.join(sorted(SUFFIXES))})")
+    for file in sorted(set(sidecar) - set(files)):
+        yield Refused(
+            (Path(config.path) / file).as_posix(), "is listed in the sidecar but is not a video in the folder"
+        )
+    jobs = _jobs(config, root, files, sidecar)
+    # The worker's own limit comes first and tells how many frames came out; the pool kills what cannot even stop.
+    limits = {"workers": workers, "seconds": 1.5 * config.time_limit + 5, "memory_gib": MEMORY_GIB}
+    with progress(len(jobs), "look into videos") as bar:
+        for name, record in run_resumable(inspect, jobs, work / "entries", **limits):
+            if isinstance(record, Failure):
+                yield Refused(jobs[name].path, record.reason)
+            else:
+                yield from_record(record)
+            bar.advance()

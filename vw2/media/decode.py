@@ -1,0 +1,265 @@
+"""Video files -> frames. With encode and resize, the only place where files meet uint8 THWC arrays.
+
+Strict: a damaged picture, a broken stream or a file that ends early raises MediaError; nothing is concealed, repeated
+or blackened in silence. Only known containers are opened and only local files are read (FFmpeg would follow a playlist
+named .mp4 to other files and hosts).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+import numpy as np
+from av.stream import Disposition
+
+MAX_SIDE = 8192  # pixels; what the largest cameras record. Beyond it lie decompression bombs
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf,m4v,h264,hevc,ivf"
+OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+EXACT_COUNT = "mov"  # containers of this family state their number of frames exactly
+MAX_SAR = 16.0  # a pixel more than 16 times as wide as high is a broken header, not an anamorphic lens
+JITTER = 0.25  # frames; timestamps within this distance of a regular grid count as constant rate
+
+av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, FFmpeg need not print it too
+
+
+class MediaError(Exception):
+    """A file that cannot be used; the message is the reason, `frames` how many came out before."""
+
+    def __init__(self, reason: str, frames: int = 0) -> None:
+        super().__init__(reason)
+        self.frames = frames
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video. Sizes are those of the frames `read_frames` yields: rotated, pixels not yet squared."""
+
+    fps: float  # frames per second; 0.0 if not declared
+    frames: int  # declared number (0 if unknown) from `probe`, counted number from `scan`
+    width: int  # pixels
+    height: int  # pixels
+    codec: str
+    rotation: int  # degrees counter-clockwise that the metadata asks for: 0, 90, 180, 270
+    sar: float  # pixel aspect ratio, width / height of one pixel
+    duration: float  # seconds; 0.0 if unknown
+    variable: bool = False  # True if frames do not come at a constant rate (known after `scan`)
+
+
+def _pick_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """The video stream a player would show: the default one, else the first; never a cover picture."""
+    streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = sorted({each.type for each in container.streams}) or ["nothing"]
+        raise MediaError(f"has no video stream, only {', '.join(kinds).replace('video', 'a cover picture')}")
+    return next((each for each in streams if each.disposition & Disposition.default), streams[0])
+
+
+@contextmanager
+def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a file and make its video stream ready to decode; every FFmpeg error becomes a MediaError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(2, "no such video", str(path))
+    if Path(path).stat().st_size == 0:
+        raise MediaError("is empty (0 bytes)")
+    try:
+        # An absolute path, since FFmpeg would read "a:b.mp4" as a protocol named a.
+        container = av.open(os.path.abspath(path), container_options=OPTIONS, metadata_errors="replace")
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise MediaError(f"is not a video in a known container ({_words(error)})") from error
+    with container:
+        stream = _pick_stream(container, path)
+        if stream.codec_context is None:
+            raise MediaError("uses a codec this build of FFmpeg does not know")
+        if max(stream.width, stream.height) > max_side:
+            raise MediaError(f"declares {stream.width}x{stream.height} pixels, more than {max_side} on a side")
+        stream.thread_count = threads
+        stream.thread_type = "AUTO" if threads != 1 else "NONE"
+        # explode: report damage instead of painting over it. max_pixels: the stream may lie about its size as well.
+        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(max_side**2)}
+        yield container, stream
+
+
+def _words(error: BaseException) -> str:
+    """An FFmpeg error without errno and file name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _decode(
+    container: av.container.InputContainer, stream: av.VideoStream, max_side: int, max_seconds: float | None
+) -> Iterator[av.VideoFrame]:
+    """All pictures of a stream in display order; MediaError on damage, at the time limit or if the file ends early."""
+    start = time.monotonic()
+    packets = count = 0
+    last = None
+    try:
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            if packet.is_corrupt:
+                raise MediaError(f"breaks after {count} frames (damaged or cut data)", count)
+            for frame in packet.decode():
+                if max(frame.width, frame.height) > max_side:
+                    raise MediaError(f"turns to {frame.width}x{frame.height} pixels after {count} frames", count)
+                if frame.is_corrupt:
+                    raise MediaError(f"breaks after {count} frames (damaged picture)", count)
+                yield frame
+                count += 1
+                last = frame
+            if max_seconds is not None and time.monotonic() - start > max_seconds:
+                raise MediaError(f"takes longer than {max_seconds:g} s to decode ({count} frames came out)", count)
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise MediaError(f"breaks after {count} frames ({_words(error)})", count) from error
+    if last is None:
+        promise = f" ({stream.frames} declared)" if stream.frames else ""
+        raise MediaError(f"holds no frame that can be decoded{promise}")
+    _check_whole(container, stream, packets, count, last)
+
+
+def _check_whole(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: int, count: int, last: av.VideoFrame
+) -> None:
+    """Raise MediaError if the file declares clearly more than it holds (a broken download or a full card)."""
+    declared = stream.frames
+    slack = 0 if EXACT_COUNT in container.format.name.split(",") else 2 + declared // 50
+    if packets < declared - slack:
+        raise MediaError(f"is cut short: {count} frames came out of {declared} declared", count)
+    expected = _declared_duration(container, stream)
+    if declared == 0 and expected and last.time is not None:
+        end = last.time + float((last.duration or 0) * (last.time_base or 0))
+        if end < expected - max(0.5, 0.02 * expected):
+            raise MediaError(
+                f"is cut short: {count} frames came out, up to {end:.2f} s of {expected:.2f} s declared", count
+            )
+
+
+def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Seconds the header promises for the video stream, 0.0 if it does not say."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    for key in ("DURATION", "DURATION-eng"):  # Matroska states it per track as 00:00:03.633000000
+        parts = stream.metadata.get(key, "").split(":")
+        if len(parts) == 3:
+            try:
+                return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
+            except ValueError:
+                pass
+    alone = len(container.streams) == 1  # else the container's duration may be that of the sound
+    return container.duration / av.time_base if alone and container.duration else 0.0
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Quarter turns counter-clockwise that the display matrix asks for, 0 to 3; 0 for a broken matrix."""
+    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0
+
+
+def _info(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> VideoInfo:
+    """Facts from the headers and the first picture."""
+    turns = _quarter_turns(frame)
+    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    sar = float(stream.sample_aspect_ratio or 1)
+    sar = sar if 1 / MAX_SAR <= sar <= MAX_SAR else 1.0
+    return VideoInfo(
+        fps=float(stream.average_rate or stream.guessed_rate or 0),
+        frames=stream.frames,
+        width=width,
+        height=height,
+        codec=stream.codec_context.codec.canonical_name,
+        rotation=90 * turns,
+        sar=1 / sar if turns % 2 else sar,
+        duration=_declared_duration(container, stream),
+    )
+
+
+def probe(path: Path, *, max_side: int = MAX_SIDE) -> VideoInfo:
+    """Read headers and the first picture of a video; the declared numbers may be wrong, `scan` counts.
+
+    Raises: MediaError with the reason if no picture can be decoded; FileNotFoundError.
+    """
+    with _open(path, max_side, 1) as (container, stream):
+        for frame in _decode(container, stream, max_side, None):
+            return _info(container, stream, frame)
+    raise MediaError("holds no frame that can be decoded")  # unreachable: _decode yields or raises
+
+
+def scan(path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds: float | None = None) -> VideoInfo:
+    """Decode a whole video without keeping it: the counted frames, the true rate, whether it varies.
+
+    Args:    as `read_frames`.
+    Raises:  MediaError with the reason if any of it is damaged or missing; FileNotFoundError.
+    """
+    info, times = None, []
+    with _open(path, max_side, threads) as (container, stream):
+        for frame in _decode(container, stream, max_side, max_seconds):
+            info = info or _info(container, stream, frame)
+            times.append(frame.time)
+        declared = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
+    fps, variable = frame_rate(times, declared)
+    if not fps:
+        raise MediaError(f"states neither a frame rate nor usable times for its {len(times)} frames", len(times))
+    return replace(info, fps=fps, variable=variable, frames=len(times), duration=len(times) / fps)
+
+
+def frame_rate(times: Sequence[float | None], declared: Sequence[float]) -> tuple[float, bool]:
+    """Frame rate of a video from the times of its frames (our choice).
+
+    Args:
+        times: seconds, in display order; None where the file says nothing.
+        declared: rates the container claims, the most trusted first.
+    Returns: (frames per second, False) if all times lie within a quarter frame of a regular grid at a declared or the
+        mean rate; (mean rate, True) if they do not. Times that are missing or do not increase say nothing: then the
+        first declared rate holds (0.0 if there is none).
+    """
+    if len(times) < 2 or None in times or any(b <= a for a, b in zip(times, times[1:], strict=False)):
+        return (declared[0] if declared else 0.0), False
+    offset = np.asarray(times, dtype=np.float64) - times[0]
+    mean = (len(times) - 1) / offset[-1]
+    index = np.arange(len(times))
+    for rate in (*declared, mean):
+        if np.abs(offset * rate - index).max() <= JITTER:
+            return float(rate), False
+    return float(mean), True
+
+
+def _to_rgb(frame: av.VideoFrame, count: int) -> np.ndarray:
+    """One decoded picture as (H, W, 3) uint8 RGB, not rotated; transparency lies on white, as browsers show it."""
+    transparent = any(component.is_alpha for component in frame.format.components)
+    try:
+        # PyAV would forget the range of full-range video unless it is told again.
+        rgba = frame.to_ndarray(format="rgba" if transparent else "rgb24", src_color_range=frame.color_range, threads=1)
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        raise MediaError(f"has pixels in a format that cannot be converted ({frame.format.name})", count) from error
+    if not transparent:
+        return rgba
+    colour, alpha = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colour)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def read_frames(
+    path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds: float | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Decode a video in display order, one frame in memory at a time.
+
+    Args:
+        path: video file.
+        threads: decoder threads; 1 leaves parallelism to the caller.
+        max_side: pixels; a larger picture, declared or decoded, is refused before it is allocated.
+        max_seconds: wall-clock limit for the file (checked between packets); None for no limit.
+    Yields: (seconds since the first frame, (H, W, 3) uint8 RGB). Rotated as the metadata asks; pixels may be oblong
+        (`VideoInfo.sar`, squared by `vw2.media.resize`). Where the file gives no time it is nan.
+    Raises: MediaError with the reason and the number of frames that came out; FileNotFoundError.
+    """
+    with _open(path, max_side, threads) as (container, stream):
+        first = None
+        for count, frame in enumerate(_decode(container, stream, max_side, max_seconds)):
+            seconds = math.nan if frame.time is None else float(frame.time)
+            first = seconds if first is None else first
+            picture = np.rot90(_to_rgb(frame, count), _quarter_turns(frame))
+            yield seconds - first, np.ascontiguousarray(picture)

@@ -1,0 +1,39 @@
+"""Files of the AR transformer: ar.safetensors (float32) and config.json (its three configs, vocabulary included)."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from vw2.console import UserError
+from vw2.models.ar import ARConfig, ARInputs, ARTransformer, CodeShape
+from vw2.params import build
+
+
+def save_ar(model: ARTransformer, folder: Path) -> None:
+    """Write weights and config.json into an existing folder (use `vw2.scratch.atomic_dir`)."""
+    save_file({key: value.contiguous().cpu() for key, value in model.state_dict().items()}, folder / "ar.safetensors")
+    facts = {"model": asdict(model.config), "codes": asdict(model.shape), "inputs": asdict(model.inputs)}
+    facts["codebook"] = model.shape.codebook
+    (folder / "config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_ar(folder: Path) -> ARTransformer:
+    """The AR transformer of a folder, in eval mode.
+
+    Raises: UserError if it is missing or was written by another version.
+    """
+    for name in ("ar.safetensors", "config.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} does not exist; run `dvc repro train_ar` first")
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = build(ARConfig, facts["model"], "ar.model")
+        model = ARTransformer(
+            config, build(CodeShape, facts["codes"], "codes"), build(ARInputs, facts["inputs"], "inputs")
+        )
+        model.load_state_dict(load_file(folder / "ar.safetensors"))
+    except (KeyError, RuntimeError, UserError) as error:
+        raise UserError(f"{folder} was written by another version; run `dvc repro train_ar` again") from error
+    return model.eval()

@@ -1,0 +1,105 @@
+"""The dynamics-enhanced latent dynamics model (dLDM): an LDM whose codes learn from a pretrained VDM's denoising loss.
+
+Codes reach the coarse decoder detached, so that reconstruction teaches them nothing in the joint stage; they reach the
+VDM with gradient, through projection and causal cross-attention; the coarse video steers the VDM through a
+gradient-stopped control branch (VideoWorld 2, sec. 3 and 5.5).
+
+Legend: B batch, T frames, L latent frames, K = L - 1 steps, N queries, G digits, C latent channels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vw2.models.control import ControlBranch, ControlConfig
+from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, sample
+from vw2.models.ldm import LDM, LDMConfig, reconstruction_loss
+from vw2.models.prior import Prior
+from vw2.models.projection import Projection, ProjectionConfig
+
+
+@dataclass(frozen=True)
+class DLDMConfig:
+    """Group `dldm` of params.yaml, but for the training schedule."""
+
+    ldm: LDMConfig = field(default_factory=LDMConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    reconstruction: Literal["off", "decoder", "trunk"] = "decoder"  # what the coarse loss teaches in the joint stage
+    reconstruction_weight: float = 1.0
+    time_shift: float = 1.59  # t = sigmoid(N(0, 1) + shift)
+    motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
+    first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
+    sampling_steps: int = 6
+    sampling_shift: float = 3.0
+
+
+@dataclass
+class JointBatch:
+    """One batch of the joint stage."""
+
+    video: Tensor  # (B, 3, T, size, size) in [-1, 1]: what the LDM sees
+    latents: Tensor  # (B, C, L, h, w): what the VDM learns to make
+
+    def to(self, device) -> "JointBatch":
+        return JointBatch(self.video.to(device), self.latents.to(device))
+
+
+class DLDM(nn.Module):
+    """LDM + projection + control branch + VDM; the VAE stays outside."""
+
+    def __init__(self, config: DLDMConfig, prior: Prior):
+        super().__init__()
+        self.config = config
+        self.ldm = LDM(config.ldm)
+        self.vdm = prior.vdm
+        digits = len(config.ldm.resolved())
+        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.config.vdm.context)
+        self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
+
+    def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, coarse: Tensor) -> Tensor:
+        """The VDM's velocity given codes (B, K, N, G) and coarse video; arguments as in VDM.forward."""
+        tokens = self.projection(codes)
+        control = self.control(self.vdm, noisy, time, first, tokens, coarse) if self.control is not None else None
+        return self.vdm(noisy, time, first, tokens, control)
+
+    def reconstruct(self, features: Tensor, codes: Tensor) -> Tensor:
+        """Coarse video from f_0 and detached codes, with the gradients that `reconstruction` allows."""
+        first = features[:, :, :1] if self.config.reconstruction == "trunk" else features[:, :, :1].detach()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
+            return self.ldm.decoder(first, codes.detach())
+
+    def forward(self, batch: JointBatch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs)."""
+        clean = batch.latents
+        features = self.ldm.features(batch.video)
+        codes, index = self.ldm.quantise(features)
+        coarse = self.reconstruct(features, codes)
+        recon = reconstruction_loss(coarse, batch.video)
+        noise = torch.randn(clean.shape, generator=rng)
+        time = draw_time(len(clean), self.config.time_shift, rng)
+        jitter = self.config.first_noise * torch.rand(len(clean), 1, 1, 1, 1, generator=rng)
+        first = clean[:, :, :1] + jitter * torch.randn(clean[:, :, :1].shape, generator=rng)
+        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse)
+        denoise = flow_loss(velocity.float(), clean, noise, motion_weight(clean, self.config.motion_weight))
+        loss = denoise + self.config.reconstruction_weight * recon
+        used = torch.unique(index).numel()
+        return loss, {"train/denoise": denoise.detach(), "train/recon": recon.detach(), "codes/used": used}
+
+    @torch.no_grad()
+    def render(self, vae, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+        """Render one clip.
+
+        Args:
+            vae: VideoVAE of the prior.
+            first_frame: (B, 3, 1, H, W) in [-1, 1].
+            index: (B, K, N) int64 codes.
+            noise: (B, C, L, h, w) standard normal start.
+        Returns: (B, 3, T, H, W) in [-1, 1].
+        """
+        first = vae.encode(first_frame)
+        codes, coarse = self.ldm.fsq.to_codes(index), self.ldm.coarse(first_frame, index)
+        velocity = lambda x, t: self.velocity(x, t, first, codes, coarse)  # noqa: E731
+        return vae.decode(sample(velocity, noise, first, self.config.sampling_steps, self.config.sampling_shift))

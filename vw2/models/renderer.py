@@ -1,0 +1,113 @@
+"""One port for everything that turns codes into video: the dLDM with its VAE, or the plain LDM.
+
+Legend: B batch, T frames, K steps, N queries. Videos are float in [-1, 1]. With these also the files of both:
+<folder>/config.json and <folder>/{dldm,ldm}.safetensors.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from vw2.models.dldm import DLDM, DLDMConfig
+from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.prior import Prior, PriorModelConfig
+
+
+class Renderer(Protocol):
+    """What rollout, code extraction and evaluation need of a model."""
+
+    ldm: LDM
+
+    def noise(self, key: Tensor, rng: torch.Generator) -> Tensor:
+        """One clip's start noise (1, ...) for a first frame like `key` (1, 3, 1, H, W) and code steps known to both."""
+
+    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+        """(B, 3, 1, H, W), (B, K, N), noise -> (B, 3, T, H, W)."""
+
+
+class DLDMRenderer(nn.Module):
+    """VideoWorld 2: the VDM draws the clip."""
+
+    def __init__(self, dldm: DLDM, prior: Prior):
+        super().__init__()
+        self.dldm, self.prior, self.ldm = dldm, prior, dldm.ldm
+
+    def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
+        height, width = first_frame.shape[-2:]
+        shape = (1, self.prior.config.vae.latent, steps + 1, height // 8, width // 8)
+        return torch.randn(shape, generator=rng)
+
+    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+        return self.dldm.render(self.prior.vae, first_frame, index, noise)
+
+
+class LDMRenderer(nn.Module):
+    """VideoWorld (plain LDM): the coarse decoder's video, enlarged bilinearly; nothing is drawn at random."""
+
+    def __init__(self, ldm: LDM):
+        super().__init__()
+        self.ldm = ldm
+
+    def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
+        return torch.zeros(1)
+
+    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+        coarse = self.ldm.coarse(first_frame, index)  # (B, 3, T, size, size)
+        flat = coarse.transpose(1, 2).flatten(0, 1)
+        large = interpolate(flat, size=first_frame.shape[-2:], mode="bilinear", antialias=False)
+        video = large.unflatten(0, (len(coarse), -1)).transpose(1, 2)
+        return torch.cat([first_frame, video[:, :, 1:]], dim=2)
+
+
+def save_ldm(ldm: LDM, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in ldm.state_dict().items()}, folder / "ldm.safetensors")
+    (folder / "config.json").write_text(json.dumps(asdict(ldm.config), indent=2, sort_keys=True) + "\n")
+
+
+def load_ldm(folder: Path) -> LDM:
+    config = json.loads((folder / "config.json").read_text())
+    config["levels"] = tuple(config["levels"]) if config["levels"] else None
+    ldm = LDM(LDMConfig(**config))
+    ldm.load_state_dict(load_file(folder / "ldm.safetensors"))
+    return ldm.eval()
+
+
+def load_prior(folder: Path) -> Prior:
+    """The prior as saved by vw2.models.prior.Prior.save, in eval mode, VAE frozen."""
+    from vw2.params import build
+
+    config = build(PriorModelConfig, json.loads((folder / "config.json").read_text())["model"], "prior.model")
+    prior = Prior(config).load(folder).eval()
+    prior.vae.requires_grad_(False)
+    return prior
+
+
+def save_dldm(dldm: DLDM, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in dldm.state_dict().items()}, folder / "dldm.safetensors")
+    (folder / "config.json").write_text(json.dumps(asdict(dldm.config), indent=2, sort_keys=True) + "\n")
+
+
+def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
+    """The dLDM of a folder, with the VAE of the prior."""
+    from vw2.params import build
+
+    config = build(DLDMConfig, json.loads((folder / "config.json").read_text()), "dldm")
+    prior = load_prior(prior_folder)
+    dldm = DLDM(config, prior)
+    dldm.load_state_dict(load_file(folder / "dldm.safetensors"))
+    return DLDMRenderer(dldm, prior).eval()
+
+
+def load_renderer(folder: Path, prior_folder: Path) -> DLDMRenderer | LDMRenderer:
+    """Whichever model the folder holds."""
+    if (folder / "dldm.safetensors").exists():
+        return load_dldm(folder, prior_folder)
+    return LDMRenderer(load_ldm(folder)).eval()

@@ -1,0 +1,155 @@
+"""What all training loops share: schedule, update, log, checkpoint, resume. The loop itself is written out by its stage.
+
+    run = Run(...)
+    for step in run:                      # begins where the last checkpoint ended
+        loss, logs = model(batch(step))   # everything drawn from (seed, step)
+        run.update(loss, logs)
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from dvclive import Live
+
+from vw2.console import UserError, progress
+from vw2.scratch import atomic_file
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and linear decay to zero (VideoWorld 2, table 4: WarmupDecayLR)."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0  # largest gradient norm (our choice)
+    save_every: int = 200  # steps between checkpoints
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}; raise them")
+        if not 0 <= self.warmup < max(self.steps, 1):
+            raise ValueError(f"warmup must lie in [0, steps), got {self.warmup} of {self.steps}; lower it")
+
+
+def warmup_decay(step: int, warmup: int, steps: int) -> float:
+    """Learning-rate factor of a 0-based step: linear up, linear down to 0 (VideoWorld 2, table 4)."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+@dataclass(frozen=True)
+class Group:
+    """A module that a run trains and keeps in its checkpoint."""
+
+    module: torch.nn.Module
+    factor: float = 1.0  # on the learning rate
+    begin: int = 0  # first step at which it may move
+
+
+class Run:
+    """One training run: owns the optimiser, the log and the checkpoint; the caller owns model, data and loss.
+
+    Args:
+        groups: what is trained; a module without parameters (say running statistics) is only kept.
+        folder: scratch directory that belongs to exactly this run (see vw2.scratch.fingerprint).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        groups: list[Group],
+        config: OptimConfig,
+        folder: Path,
+        title: str,
+        log_every: int = 20,
+    ):
+        self.accelerator, self.config, self.title, self.log_every = accelerator, config, title, log_every
+        self.modules = [group.module for group in groups]
+        self.groups = [group for group in groups if any(p.requires_grad for p in group.module.parameters())]
+        trained = [[p for p in group.module.parameters() if p.requires_grad] for group in self.groups]
+        self.parameters = [p for parameters in trained for p in parameters]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters} for parameters in trained],
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        self.checkpoint = folder / "checkpoint.pt"
+        self.logs = folder / "log"
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self.averages: dict[str, float] = {}
+        if self.checkpoint.exists():
+            self._load()
+
+    def __iter__(self) -> Iterator[int]:
+        with (
+            Live(str(self.logs), resume=self.step > 0, save_dvc_exp=False, dvcyaml=None) as self.live,
+            progress(self.config.steps, self.title) as self.bar,
+        ):
+            self.live.step = self.step
+            if self.step:
+                self.bar.resume(self.step)
+            while self.step < self.config.steps:
+                yield self.step
+
+    def update(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor]) -> None:
+        """Backward, clip, step, schedule, log, checkpoint."""
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate and run again"
+            )
+        factor = warmup_decay(self.step, self.config.warmup, self.config.steps)
+        for slot, group in zip(self.optimizer.param_groups, self.groups, strict=True):
+            slot["lr"] = self.config.lr * factor * group.factor if self.step >= group.begin else 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self._log({"loss": loss.detach(), **logs, "gradient_norm": norm})
+        self.step += 1
+        self.bar.advance(1, loss=self.averages["loss"])
+        if self.step % self.config.save_every == 0 or self.step == self.config.steps:
+            self.save()
+
+    def _log(self, logs: dict[str, float | torch.Tensor]) -> None:
+        """Exponential averages of every logged number, written each `log_every` steps."""
+        keep = 1 - 1 / self.log_every
+        for key, value in logs.items():
+            value = float(value)
+            if math.isfinite(value):
+                self.averages[key] = keep * self.averages[key] + (1 - keep) * value if key in self.averages else value
+        if (self.step + 1) % self.log_every == 0:
+            self.live.step = self.step + 1
+            for key, value in self.averages.items():
+                self.live.log_metric(key, value, timestamp=False)
+            self.live.make_summary()
+            self.history.append({"step": self.step + 1, **self.averages})
+
+    def save(self) -> None:
+        """All that a resumed run needs: step, weights, optimiser, averages, log; draws come from (seed, step)."""
+        state = {
+            "step": self.step,
+            "modules": [module.state_dict() for module in self.modules],
+            "optimizer": self.optimizer.state_dict(),
+            "averages": self.averages,
+            "history": self.history,
+        }
+        with atomic_file(self.checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        for module, weights in zip(self.modules, state["modules"], strict=True):
+            module.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.averages, self.history = state["step"], state["averages"], state["history"]
