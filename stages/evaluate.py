@@ -1,7 +1,7 @@
 """Judge the rollouts, and the controls beside them, on the unseen test videos.
 
 In:  data/rollout (rollouts.parquet and its mp4s), data/clips (real videos of split test), data/manifest.parquet,
-     data/truth.parquet, data/classifier; params groups seed, compute, evaluate.
+     data/truth.parquet, data/classifier; params groups seed, compute, evaluate, and classifier.hold.
      --variant plain_ldm: data/plain_ldm/rollout.
 Out: metrics/evaluate.json (paper.step_1..7, blocks.*, quality.*, and the same below controls.<name>), data/evaluate/
      results.parquet (one row per judged video), plots/survival.csv, plots/evaluate.png.
@@ -27,7 +27,7 @@ from vw2.console import UserError, progress, run, say, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.evaluation import benchmark
-from vw2.evaluation.benchmark import CEILING, CONTROLS, COPY
+from vw2.evaluation.benchmark import CEILING, CONTROLS, COPY, TIMED
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import lpips_model
 from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case
@@ -61,10 +61,11 @@ def read_video(path: Path, like: np.ndarray) -> np.ndarray:
 def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[str, int, str | None]]]:
     """Test video -> (name, sample, file) of what is judged beside it; the file is None for what needs none."""
     known = set(store.videos())
-    work = {video: [(CEILING, 0, None), (COPY, 0, None)] for video in store.videos(split="test")}
+    free = [(CEILING, 0, None), (COPY, 0, None)]
+    work = {video: list(free) for video in store.videos(split="test")}
     for name, video, sample, path in rollouts.sort("name", "video", "sample").iter_rows():
         if video in known:
-            work.setdefault(video, []).append((name, sample, path))
+            work.setdefault(video, list(free)).append((name, sample, path))
     if lost := sorted(set(rollouts["video"]) - known):
         say(f"{len(lost)} rollouts have no real video beside them ({lost[0]}, ...) and are not judged")
     return work
@@ -77,7 +78,7 @@ def judge_case(case: Case, work: list, folder: Path, classifier, perceptual, con
         frames = case.frames if name == CEILING else np.repeat(case.frames[:1], len(case.frames), 0)
         frames = frames if path is None else read_video(folder / path, case.frames)
         eye = None if name in CONTROLS else perceptual
-        row = judge_video(frames, case, classifier, config, eye, timed=name in CONTROLS)
+        row = judge_video(frames, case, classifier, config, eye, timed=name in TIMED)
         rows.append({"name": name, "video": case.video, "sample": sample, "task": case.task, **row})
     return rows
 
@@ -89,7 +90,9 @@ def main(
     """Judge rollouts and controls: sequential success, final states, picture quality."""
     values = parameters.load(params)
     seed = values["seed"]
-    config = parameters.build(EvaluateConfig, values["evaluate"], "evaluate")
+    # One rule in time for the classifier's own ceiling and for all that it judges.
+    rule = {**values["evaluate"], "hold": values["classifier"]["hold"]}
+    config = parameters.build(EvaluateConfig, rule, "evaluate")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     place = paths(variant)
     stage, out = f"{place.metrics_prefix}evaluate", place.rollout.parent / "evaluate"
@@ -115,9 +118,8 @@ def main(
     def case_of(video: str) -> Case:
         row, frames = about[video], store.video(video)
         whole = row["width"] * store.height == row["height"] * store.width  # else the crop has moved the hand
-        return make_case(
-            video, row["task"], frames, truth.filter((pl.col("video") == video) & whole), row["fps"], store.fps
-        )
+        rows = truth.filter((pl.col("video") == video) & whole)
+        return make_case(video, row["task"], frames, rows, row["fps"], store.fps)
 
     rows: list[dict] = []
     with runtime(stage), progress(videos, "judge videos") as bar:

@@ -33,6 +33,7 @@ from vw2.worlds.craft import CraftConfig, render_prior_clip
 OUT = Path("data/prior")
 PLOT = Path("plots/pretrain_prior.png")
 HELD_OUT = 64  # clips of the corpus that no training step sees
+FITTED = 2000  # clips that the linear map of the VAE is fitted to
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,16 @@ def batch_rows(seed: int, step: int, batch: int, total: int, key: int) -> torch.
     return torch.randint(HELD_OUT, total, (batch,), generator=generator(seed, key, step))
 
 
-def train_vae(accelerator, prior: Prior, corpus: np.ndarray, config: PretrainConfig, seed: int, folder: Path) -> Run:
-    """Reconstruction (L1 + L2) under a little latent noise (our choice); the linear shortcut stays as fitted."""
+def train_vae(accelerator, prior: Prior, corpus: np.ndarray, config: PretrainConfig, seed: int, folder: Path) -> list:
+    """Fit the linear map, then train the network, if there is one: L1 + L2 under a little latent noise (our choice).
+
+    Returns: the log, one row per logged step.
+    """
     vae = prior.vae
-    some = [to_model(corpus[i : i + 50]) for i in range(HELD_OUT, min(len(corpus), HELD_OUT + 1000), 50)]
-    vae.fit(some)
+    starts = range(HELD_OUT, min(len(corpus), HELD_OUT + FITTED), 50)
+    vae.fit(to_model(np.array(corpus[i : i + 50])) for i in track(starts, "fit the linear map of the VAE"))
+    if vae.net is None:
+        return []
     work = Run(accelerator, [Group(vae.net)], config.vae, folder, "train the VAE")
     for step in work:
         rng = generator(seed, 1, step)
@@ -84,7 +90,7 @@ def train_vae(accelerator, prior: Prior, corpus: np.ndarray, config: PretrainCon
         error = decoded - video
         loss = error.abs().mean() + 2 * (error**2).mean()
         work.update(loss, {"psnr": psnr_of(float((error.detach() ** 2).mean()) / 4)})
-    return work
+    return work.history
 
 
 @torch.no_grad()
@@ -93,14 +99,14 @@ def encode_corpus(prior: Prior, corpus: np.ndarray, path: Path) -> torch.Tensor:
     if not path.exists():
         parts = []
         for begin in track(range(0, len(corpus), 16), "encode the corpus"):
-            video = torch.stack([to_model(clip) for clip in corpus[begin : begin + 16]])
+            video = torch.stack([to_model(np.array(clip)) for clip in corpus[begin : begin + 16]])
             parts.append(prior.vae.encode(video))
         with atomic_file(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, torch.cat(parts).numpy())
     return torch.from_numpy(np.load(path))
 
 
-def train_vdm(accelerator, prior: Prior, latents: torch.Tensor, config: PretrainConfig, seed: int, folder: Path) -> Run:
+def train_vdm(accelerator, prior: Prior, latents: torch.Tensor, config: PretrainConfig, seed: int, folder: Path) -> list:
     """Image-to-video rectified flow without codes."""
     work = Run(accelerator, [Group(prior.vdm)], config.vdm, folder, "train the VDM")
     for step in work:
@@ -111,13 +117,13 @@ def train_vdm(accelerator, prior: Prior, latents: torch.Tensor, config: Pretrain
         with accelerator.autocast():
             velocity = prior.vdm(add_noise(clean, noise, time), time, clean[:, :, :1])
         work.update(flow_loss(velocity.float(), clean, noise), {})
-    return work
+    return work.history
 
 
 @torch.no_grad()
 def judge(prior: Prior, corpus: np.ndarray, seed: int) -> tuple[dict[str, float], list]:
     """PSNR of the VAE and of samples on held-out clips against copying the first frame, and rows for the picture."""
-    video = torch.stack([to_model(clip) for clip in corpus[:HELD_OUT]])
+    video = torch.stack([to_model(np.array(clip)) for clip in corpus[:HELD_OUT]])
     latents = torch.cat([prior.vae.encode(part) for part in video.split(16)])
     decoded = torch.cat([prior.vae.decode(part) for part in latents.split(16)])
     noise = torch.randn(latents.shape, generator=generator(seed, 5))
@@ -152,14 +158,15 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     with runtime("pretrain_prior"):
         prior = Prior(config.model)
         corpus = render_corpus(craft, config, folder / "corpus.npy")
-        vae_run = train_vae(accelerator, prior, corpus, config, seed, folder / "vae")
+        vae_log = train_vae(accelerator, prior, corpus, config, seed, folder / "vae")
         prior.vae.eval().requires_grad_(False)
         latents = encode_corpus(prior, corpus, folder / "latents.npy")
-        vdm_run = train_vdm(accelerator, prior, latents, config, seed, folder / "vdm")
+        vdm_log = train_vdm(accelerator, prior, latents, config, seed, folder / "vdm")
         with atomic_dir(OUT) as temporary:
             prior.save(temporary, {"seed": seed, "prior": asdict(config), "craft": asdict(craft)})
-            for name, work in (("vae", vae_run), ("vdm", vdm_run)):
-                pl.DataFrame(work.history).write_csv(temporary / f"{name}.tsv", separator="\t", float_precision=5)
+            for name, log in (("vae", vae_log), ("vdm", vdm_log)):
+                if log:
+                    pl.DataFrame(log).write_csv(temporary / f"{name}.tsv", separator="\t", float_precision=5)
         prior.load(OUT).eval()  # judge what is on disk, rounded to bf16
         figures, rows = judge(prior, corpus, seed)
         write_sheet(PLOT, rows)

@@ -11,7 +11,6 @@ Tiny run: python -m stages.preset smoke && python -m stages.train_classifier (af
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,16 +24,17 @@ from vw2.console import UserError, console, run, table
 from vw2.data import manifest
 from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
-from vw2.evaluation.labels import CLASSES, label_frames
-from vw2.evaluation.step_report import ceilings, confusion, frame_figures
+from vw2.evaluation.labels import CLASSES, label_rows
+from vw2.evaluation.step_report import confusion, judge
 from vw2.models.classifier import ClassifierConfig, StepClassifier, load_classifier
 from vw2.models.prior import Prior, PriorModelConfig
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.augment import AugmentConfig, augment
 from vw2.training.compute import ComputeConfig, generator, start
+from vw2.training.curves import write_curves
 from vw2.training.frames import FrameSet, frame_rows, frame_targets, make_batch, real_frames, vae_frames
-from vw2.training.run import OptimConfig, Run
+from vw2.training.run import Group, OptimConfig, Run
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -59,9 +59,7 @@ class TrainConfig:
 
     def __post_init__(self):
         if self.hold < 1 or self.vae_every < 0:
-            raise ValueError(
-                f"classifier.hold must be at least 1 and vae_every at least 0, got {self.hold}, {self.vae_every}"
-            )
+            raise ValueError(f"classifier: expected hold >= 1 and vae_every >= 0, got {self.hold}, {self.vae_every}")
 
 
 def collect(splits, config: TrainConfig, prior: PriorModelConfig, folder: Path) -> tuple[FrameSet, FrameSet | None]:
@@ -78,43 +76,22 @@ def collect(splits, config: TrainConfig, prior: PriorModelConfig, folder: Path) 
     return real, vae_frames(store, rows, vae, config.vae_every, size, folder / f"{name}_vae.npy")
 
 
-def labels_of(frames: FrameSet) -> np.ndarray:
-    return label_frames(*(frames.rows[name].to_numpy() for name in ("task", "step", "busy")))
-
-
-def train(
-    accelerator, model: StepClassifier, sets: list[FrameSet], config: TrainConfig, seed: int, folder: Path
-) -> Run:
-    targets = [frame_targets(each.rows, labels_of(each)) for each in sets]
+def train(accelerator, model: StepClassifier, sets: list[FrameSet], config: TrainConfig, seed: int, work: Path) -> Run:
+    targets = [frame_targets(each.rows, label_rows(each.rows)) for each in sets]
     total = sum(map(len, sets))
-    work = Run(accelerator, [(model, 1.0)], config.optim, folder / "run", "train the classifier")
+    loop = Run(accelerator, [Group(model)], config.optim, work / "run", "train the classifier")
     model.train()
-    for step in work:
+    for step in loop:
         batch = make_batch(sets, targets, batch_indices(seed, step, config.optim.batch, total))
         batch = augment(batch, config.augment, generator(seed, 1, step))
         with accelerator.autocast():
             loss, logs = model(batch)
-        work.update(loss, logs)
-    return work
+        loop.update(loss, logs)
+    return loop
 
 
-def judge(model: StepClassifier, real: FrameSet, vae: FrameSet | None, side: int, hold: int, seed: int):
-    """Figures for metrics/train_classifier.json and the confusion table, on frames of unseen appearance."""
-    said, labels = model.predict(real.pixels), labels_of(real)
-    classes = said["class"].argmax(1)
-    figures = frame_figures(said, labels, real.rows, side, seed)
-    figures |= {f"ceiling.{key}": value for key, value in ceilings(classes, real.rows, hold, seed).items()}
-    if vae is not None:
-        passed = frame_figures(model.predict(vae.pixels), labels_of(vae), vae.rows, side, seed)
-        names = ("accuracy", "hand_error", "angle_error")
-        figures |= {f"{name}_vae": passed[name] for name in names if name in passed}
-    return figures, confusion(labels, classes)
-
-
-def write_plots(logs: Path | None, table_: pl.DataFrame) -> None:
-    with atomic_dir(PLOTS) as temporary:
-        if logs is not None:
-            shutil.copytree(logs / "plots" / "metrics", temporary, dirs_exist_ok=True)
+def write_plots(history: list[dict], table_: pl.DataFrame) -> None:
+    write_curves(history, PLOTS)
     with atomic_file(CONFUSION) as temporary:
         table_.write_csv(temporary)
 
@@ -123,7 +100,7 @@ def skip(reason: str, seed: int) -> None:
     """Outputs that say why there is no classifier, so that later stages can say so too."""
     with atomic_dir(OUT) as temporary:
         (temporary / "config.json").write_text(json.dumps({"skipped": reason}, indent=2) + "\n", encoding="utf-8")
-    write_plots(None, confusion(np.zeros(0, int), np.zeros(0, int)))
+    write_plots([], confusion(np.zeros(0, int), np.zeros(0, int)))
     write_metrics("train_classifier", {"skipped": 1}, seed=seed)
     console.print(f"no classifier: {reason}", markup=False)
 
@@ -150,10 +127,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         work = train(accelerator, model, sets, config, seed, folder)
         with atomic_dir(OUT) as temporary:
             model.save(temporary, {"seed": seed, **asdict(config)})
-        figures, wrong = judge(
-            load_classifier(OUT), *collect(TEST, config, prior, folder), ClipStore(CLIPS).width, config.hold, seed
-        )
-        write_plots(work.logs, wrong)
+        real, vae = collect(TEST, config, prior, folder)
+        figures, frames = judge(load_classifier(OUT), real, vae, ClipStore(CLIPS).width, config.hold, seed)
+        write_plots(work.history, frames)
         rates["frames_seen"] = config.optim.steps * config.optim.batch
     write_metrics("train_classifier", figures | {"train_frames": sum(map(len, sets))}, seed=seed)
     clear(folder)

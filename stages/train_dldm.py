@@ -9,7 +9,6 @@ to stops with one sentence and the picture. Interrupted runs go on where they st
 Tiny run: python -m stages.preset smoke && dvc repro train_dldm
 """
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import typer
 from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import run, table
+from vw2.data import manifest
 from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction
@@ -29,8 +29,10 @@ from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.clipset import SmallClips, cache_latents
 from vw2.training.compute import ComputeConfig, generator, start
+from vw2.training.curves import write_curves
 from vw2.training.judge import (
     GatesConfig,
+    appearance_of,
     check_gates,
     code_figures,
     encode_rows,
@@ -42,6 +44,7 @@ from vw2.training.run import Group, OptimConfig, Run
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
+MANIFEST = Path("data/manifest.parquet")
 WARMUP = Path("data/warmup")
 PRIOR = Path("data/prior")
 OUT = Path("data/dldm")
@@ -103,7 +106,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     store = ClipStore(CLIPS)
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
-    truth = pl.read_parquet(TRUTH)
+    truth, looks = pl.read_parquet(TRUTH), appearance_of(manifest.read(MANIFEST))
     with runtime("train_dldm"):
         dldm, renderer = build(dldm_config)
         judged = pick_clips(store, "train", 2, seed)
@@ -117,7 +120,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures = code_figures(joint, levels) | {"codes.changed_fraction": changed_fraction(warm, joint)}
         figures |= {f"train.{key}": work.averages[f"train/{key}"] for key in ("denoise", "recon")}
         for name, codes in (("warmup", warm), ("joint", joint)):
-            found = probe_figures(codes, store, judged, truth, seed, levels)
+            found = probe_figures(codes, store, judged, truth, looks, seed, levels)
             figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
         still = pick_clips(store, "probe", 2, seed) or judged[:32]
         rendered, sheet = judge_rendering(renderer, store, still, seed)
@@ -128,7 +131,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
             rendered |= judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:
             save_dldm(dldm, temporary)
-        shutil.copytree(work.logs / "plots" / "metrics", LOGS, dirs_exist_ok=True)
+        write_curves(work.history, LOGS)
     write_metrics("train_dldm", figures | rendered, seed=seed, n=len(rows))
     clear(folder)
 

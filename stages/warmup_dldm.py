@@ -8,7 +8,6 @@ log2(codebook). Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
 """
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.clipset import SmallClips
 from vw2.training.compute import ComputeConfig, start
+from vw2.training.curves import write_curves
 from vw2.training.judge import GatesConfig, check_gates, code_figures, encode_rows, judge_rendering, pick_clips
 from vw2.training.run import Group, OptimConfig, Run
 
@@ -81,7 +81,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         check_gates(figures | rendered, gates, dldm.ldm.codebook, PLOT)
         with atomic_dir(OUT) as temporary:
             save_ldm(ldm, temporary)
-        shutil.copytree(work.logs / "plots" / "metrics", LOGS, dirs_exist_ok=True)
+        write_curves(work.history, LOGS)
     write_metrics("warmup_dldm", figures | rendered, seed=seed, n=len(rows))
     clear(folder)
 

@@ -6,15 +6,21 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
+import typer
 from typer.testing import CliRunner
 
+from stages import evaluate as evaluate_stage
+from stages import report as report_stage
+from vw2.console import UserError, _guard
 from vw2.data import manifest
 from vw2.data.manifest import Entry
-from vw2.data.shards import write_shards
-from vw2.evaluation import benchmark
+from vw2.data.shards import ClipStore, write_shards
+from vw2.evaluation import benchmark, report
+from vw2.evaluation.claims import CLAIMS
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import MAX_PSNR
-from vw2.evaluation.videos import EvaluateConfig, judge_video, make_case, outcome
+from vw2.evaluation.videos import EvaluateConfig, judge_video, make_case, outcome, quality_of
 from vw2.media.encode import write_video
 
 PAPER = [f"paper_{kind}_{step}" for kind in ("airplane", "boat") for step in range(1, 8)]
@@ -99,6 +105,22 @@ def test_lengths_and_lone_frames():
     assert "psnr" not in judge(folding("paper_boat")[:1])
     alone = judge_video(folding("paper_boat"), case("paper_boat", folding("paper_boat")), None, CONFIG)
     assert {"steps", "done", "final"}.isdisjoint(alone)
+
+
+def test_lpips_looks_at_every_nth_frame():
+    class Distance(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), 0
+
+        def forward(self, a, b):
+            self.seen += len(a)
+            return (a - b).abs().mean((1, 2, 3))
+
+    real = np.zeros((10, 32, 32, 3), np.uint8)
+    rendered = np.concatenate([real[:1], np.full((9, 32, 32, 3), 255, np.uint8)])
+    scores = quality_of(rendered, case("paper_boat", real), ("lpips", model := Distance()), every=4)
+    assert scores["lpips"] == pytest.approx(2) and model.seen == 3
 
 
 def test_pose_error_counts_frames_with_a_truth():
@@ -188,7 +210,7 @@ def test_plot_is_the_same_every_time_and_needs_no_labels(tmp_path):
 
 @pytest.mark.parametrize("bad", [{"hold": 0}, {"threshold": 1.0}, {"lpips_every": 0}])
 def test_config_is_checked(bad):
-    with pytest.raises(ValueError, match=f"evaluate.{next(iter(bad))}"):
+    with pytest.raises(ValueError, match=rf"\w+\.{next(iter(bad))} must"):
         EvaluateConfig(**bad)
 
 
@@ -198,7 +220,8 @@ REAL = {"test_0": ("paper_boat", folding("paper_boat")), "test_1": ("block_tower
 PARAMS = """\
 seed: 0
 compute: {threads: 1, dtype: float32}
-evaluate: {hold: 2, threshold: 0.0, lpips_every: 4, lpips_weights: null}
+evaluate: {threshold: 0.0, lpips_every: 4, lpips_weights: null}
+classifier: {hold: 2}
 """
 
 
@@ -240,21 +263,15 @@ def write_world(root: Path) -> None:
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
     """A function that runs the stage in a folder of its own; call it with a classifier or None."""
-    from stages import evaluate as stage
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VW2_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.delenv("DVC_ROOT", raising=False)
     write_world(tmp_path)
 
     def run(classifier) -> str:
-        import typer
-
-        from vw2.console import _guard
-
-        monkeypatch.setattr(stage, "load_classifier", lambda folder: classifier)
+        monkeypatch.setattr(evaluate_stage, "load_classifier", lambda folder: classifier)
         app = typer.Typer()
-        app.command()(_guard(stage.main))
+        app.command()(_guard(evaluate_stage.main))
         result = CliRunner().invoke(app, [])
         if result.exit_code:
             assert result.exit_code == 1, result.output
@@ -313,26 +330,74 @@ def test_stage_says_what_is_missing(evaluate, tmp_path):
     assert not (tmp_path / "metrics").exists() and not (tmp_path / "data" / "evaluate").exists()
 
 
-def test_stage_goes_on_where_it_stopped(evaluate, tmp_path):
-    broken = tmp_path / "data" / "rollout" / "vw2" / "test_1_0.mp4"
-    whole = broken.read_bytes()
-    (tmp_path / "kept").mkdir()
-
-    class Stopping(Reader):
-        calls = 0
+def test_stage_goes_on_where_it_stopped(evaluate):
+    class Counting(Reader):
+        def __init__(self, stop: int | None = None):
+            self.calls, self.stop = 0, stop
 
         def predict(self, frames):
-            Stopping.calls += 1
-            if Stopping.calls == 7:
+            if self.calls == self.stop:
                 raise MemoryError
+            self.calls += 1
             return super().predict(frames)
 
-    assert "memory ran out" in evaluate(Stopping())
-    before = Reader.predict
-    calls = []
-    try:
-        Reader.predict = lambda self, frames: calls.append(1) or before(self, frames)
-        assert evaluate(Reader()) == ""
-    finally:
-        Reader.predict = before
-    assert len(calls) == 6 and broken.read_bytes() == whole  # the first test case was not judged again
+    each = 6  # videos judged per test case: the real one, the still one, four rendered ones
+    assert "memory ran out" in evaluate(Counting(stop=each))
+    rest = Counting()
+    assert evaluate(rest) == "" and rest.calls == each
+
+
+def test_rollouts_of_training_videos_get_their_controls(tmp_path):
+    """Where there is no test split, stages.rollout takes training videos."""
+    write_world(tmp_path)
+    rollouts = pl.DataFrame({"name": ["vw2"], "video": ["train_0"], "sample": [0], "path": ["x"]})
+    work = evaluate_stage.list_work(rollouts, ClipStore(tmp_path / "data" / "clips"))
+    assert [name for name, *_ in work["train_0"]] == ["ground_truth", "copy_first_frame", "vw2"]
+
+
+# The report
+
+
+def test_report_shows_what_there_is(evaluate, tmp_path):
+    stage = report_stage
+    with pytest.raises(UserError, match="dvc repro evaluate"):
+        stage.main("vw2")
+    assert evaluate(Reader()) == ""
+    stage.main("vw2")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "all seven key steps" in page and "ground truth codes 100.0 %" in page and "train_dldm" not in page
+    assert page.count("data:image/png;base64,") == 2  # evaluate.png, failures.png
+    first = (tmp_path / "plots" / "failures.png").read_bytes()
+    stage.main("vw2")
+    assert page == (tmp_path / "report" / "index.html").read_text()
+    assert first == (tmp_path / "plots" / "failures.png").read_bytes()
+    assert evaluate(None) == ""
+    stage.main("vw2")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "have no labels" in page and "key steps" not in page and "PSNR" in page
+
+
+def test_worst_rollouts_come_first():
+    rows = rows_of("vw2", {"a": [7, 2], "b": [1, 7], "c": [7]}) + rows_of("random_codes", {"a": [0]})
+    found = report.worst(benchmark.results_table(rows), benchmark.CONTROLS, 2)
+    assert found.select("video", "sample").rows() == [("b", 0), ("a", 1)]
+    assert report.verdict(found.row(0, named=True)) == "paper_boat: b, rollout 1, 1 of 7 steps, not done, 21.0 dB"
+
+
+def test_headline_shows_intervals_and_rival():
+    leaf = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 60}
+    details = {
+        "evaluate:paper.step_7": leaf,
+        "evaluate:controls.ground_truth.paper.step_7": leaf | {"value": 1.0, "low": None},
+    }
+    rival = ("other", {"evaluate:paper.step_7": leaf | {"value": 0.6, "low": None}})
+    [row] = report.headline(details, rival)
+    assert row[1:] == ["50.0 % [25.0, 75.0]", "60", "other 60.0 %; ground truth 100.0 %"]
+    assert report.show({"value": 8.25, "low": None, "high": None, "n": 3}, "bits") == "8.25 bits"
+    assert report.show({"value": 640, "low": None, "high": None, "n": None}) == "640"
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.key)
+def test_claims_are_well_formed(claim):
+    assert claim.unit in {"", *report.UNITS}
+    assert all(key.split(":")[0] in report_stage.STAGES for key in (claim.key, *(key for _, key in claim.beside)))

@@ -8,7 +8,7 @@ import torch
 from numbered import noisy_frame, numbered_frame, read_number, write_raw
 
 from vw2.data.clips import ClipConfig, cut_video, resample, resampled_length, source_index
-from vw2.media.decode import MediaError, frame_rate, probe, read_frames, scan
+from vw2.media.decode import MediaError, frame_rate, probe, read_frames, read_image, scan
 from vw2.media.encode import write_preview, write_video
 from vw2.media.resize import resize_frame, resize_frames, to_model, to_uint8
 from vw2.media.sheet import contact_sheet, thumbnails, write_sheet
@@ -205,6 +205,30 @@ def test_transparency_lies_on_white(tmp_path):
     clear.save(tmp_path / "a.gif", save_all=True, append_images=[solid], duration=100, loop=0, disposal=2)
     frames = [frame for _, frame in read_frames(tmp_path / "a.gif")]
     assert frames[0].min() > 250 and frames[1][..., 0].min() > 200 and frames[1][..., 1].max() < 60
+
+
+def test_stills(tmp_path):
+    from PIL import Image
+
+    upright = numbered_frame(7)
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))  # the camera was held sideways
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise to show
+    turned.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    picture = read_image(tmp_path / "a.jpg")
+    assert picture.shape == upright.shape and read_number(picture) == 7
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").min() == 255
+    with pytest.raises(MediaError, match="more than 50 on a side"):
+        read_image(tmp_path / "a.jpg", max_side=50)
+    (tmp_path / "b.jpg").write_text("x")
+    with pytest.raises(MediaError, match="not a picture"):
+        read_image(tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
+    with pytest.raises(MediaError, match="damaged"):
+        read_image(tmp_path / "c.jpg")
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "none.jpg")
 
 
 def test_fits():

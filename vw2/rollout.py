@@ -6,12 +6,34 @@ clip number), so that a row's video does not depend on what is rendered beside i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from vw2.console import progress
+from vw2.data.codes import CodeStore
+from vw2.evaluation.codes import random_codes, shuffle_steps
+from vw2.media.encode import write_video
 from vw2.media.resize import to_model, to_uint8
+from vw2.models.ar import ARTransformer, word_ids
+from vw2.scratch import atomic_file
 from vw2.training.compute import generator
+from vw2.training.sequences import first_features
+
+CONTROLS = ("ground_truth_codes", "shuffled_codes", "random_codes")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Group `rollout` of params.yaml."""
+
+    samples: int  # rollouts per test case
+    temperature: float
+    top_p: float
+    batch: int  # videos rendered together
+    max_cases: int | None  # most test cases; null = all
 
 
 @dataclass(frozen=True)
@@ -52,3 +74,45 @@ def render_batch(renderer, rows: Sequence[Row], seed: int) -> Iterator[int | lis
             parts[i].append(frames)
         yield len(active)
     yield [np.concatenate(part) for part in parts]
+
+
+def write_codes(ar: ARTransformer, ldm, firsts: list[np.ndarray], told: list[str], keys, config, seed) -> list:
+    """Codes (clips, K, N) that the AR transformer samples for first frames (H, W, 3) uint8 and instructions."""
+    features = torch.cat([first_features(ldm, part) for part in to_model(np.stack(firsts)[:, None]).split(64)])
+    words = torch.tensor([word_ids(text, ar.inputs) for text in told])
+    return ar.sample(words, features, keys, seed, config.temperature, config.top_p)
+
+
+def plan(cases: list[str], written: list[np.ndarray], codes: CodeStore, firsts: dict, config, seed: int) -> list[Row]:
+    """All rows to render: samples of the AR transformer, then the controls."""
+    rows = []
+    n = config.samples
+    for number, video in enumerate(cases):
+        rng = np.random.default_rng([seed, number])
+        own = written[number * n]  # the first sample
+        chosen = {f"vw2/{video}_{s}": written[number * n + s] for s in range(n)}
+        steps = shuffle_steps(own.reshape(-1, own.shape[-1]), rng).reshape(own.shape)
+        wild = random_codes(own.shape, prod(codes.info.levels), rng)
+        for name, each in zip(CONTROLS, (codes[video], steps, wild), strict=True):
+            chosen[f"{name}/{video}_0"] = each
+        rows += [Row(name, firsts[video], each, (number, i)) for i, (name, each) in enumerate(chosen.items())]
+    return rows
+
+
+def render_all(renderer, rows: list[Row], fps: float, batch: int, seed: int, folder: Path) -> None:
+    """mp4s in `folder`; a batch all of whose files are there is not rendered again."""
+    with progress(sum(len(row.codes) for row in rows), "render clips") as bar:
+        for numbers in plan_batches(rows, batch):
+            chosen = [rows[i] for i in numbers]
+            targets = [folder / f"{row.name}.mp4" for row in chosen]
+            if all(target.exists() for target in targets):
+                bar.resume(sum(len(row.codes) for row in chosen))
+                continue
+            for step in render_batch(renderer, chosen, seed):
+                if isinstance(step, int):
+                    bar.advance(step)
+                    continue
+                for target, frames in zip(targets, step, strict=True):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_file(target) as temporary:
+                        write_video(temporary, frames, fps)

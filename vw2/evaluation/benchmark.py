@@ -19,10 +19,11 @@ from vw2.evaluation.videos import N_STEPS
 
 COPY, CEILING = "copy_first_frame", "ground_truth"
 CONTROLS = (CEILING, "ground_truth_codes", "shuffled_codes", "random_codes", COPY)
+TIMED = (CEILING, "ground_truth_codes", COPY)  # these keep the time of the real video
 BLOCKS = "block_"  # tasks judged by their final state: block_tower gives blocks.tower
 ROLLOUTS = ("name", "video", "sample", "path")  # columns read of rollouts.parquet
 RESULTS = {
-    "name": pl.String,  # vw2, plain_ldm or a control
+    "name": pl.String,  # as in rollouts.parquet, or a control
     "video": pl.String,  # test case
     "sample": pl.Int32,  # rollout of the case, from 0
     "task": pl.String,

@@ -18,6 +18,7 @@ Nothing else is looked at: not the split, not the frames before or after.
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 from numpy.typing import ArrayLike
 
 from vw2.worlds.paper import KEY_STEPS
@@ -69,3 +70,8 @@ def label_frames(task: ArrayLike, step: ArrayLike, busy: ArrayLike) -> np.ndarra
     _, first, where = np.unique(states, axis=0, return_index=True, return_inverse=True)
     numbers = [CLASSES.index(class_name(str(task[i]), int(step[i]))) for i in first]
     return np.where(busy, IGNORED, np.array(numbers, np.int64)[where.reshape(-1)])
+
+
+def label_rows(rows: pl.DataFrame) -> np.ndarray:
+    """`label_frames` of a table with the columns task, step and busy."""
+    return label_frames(rows["task"].to_numpy(), rows["step"].to_numpy(), rows["busy"].to_numpy())

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from vw2.evaluation.intervals import bootstrap_mean, success_interval
-from vw2.evaluation.labels import CLASSES, IGNORED
+from vw2.evaluation.labels import CLASSES, IGNORED, label_rows
 from vw2.evaluation.success import (
     accuracy,
     expected_calibration_error,
@@ -19,6 +19,8 @@ from vw2.evaluation.success import (
     steps_reached,
     survival,
 )
+from vw2.models.classifier import StepClassifier
+from vw2.training.frames import FrameSet
 from vw2.worlds.paper import KEY_STEPS
 from vw2.worlds.script import BLOCK_TASKS
 
@@ -101,3 +103,25 @@ def confusion(labels: np.ndarray, classes: np.ndarray) -> pl.DataFrame:
         {"actual": names[labels[known]], "predicted": names[classes[known]]},
         schema={"actual": pl.String, "predicted": pl.String},
     )
+
+
+def judge(
+    model: StepClassifier, real: FrameSet, vae: FrameSet | None, side: int, hold: int, seed: int
+) -> tuple[Figures, pl.DataFrame]:
+    """All figures of a classifier on frames it has not seen.
+
+    Args:
+        real: all frames of whole videos; vae: some of them as the VAE gives them back, or None.
+        side: of the clips' pictures, pixels; hold: see `ceilings`.
+    Returns: those of `frame_figures`, `ceiling.*`, with vae also accuracy_vae, hand_error_vae and angle_error_vae;
+        and the table of `confusion`.
+    """
+    said, labels = model.predict(real.pixels), label_rows(real.rows)
+    classes = said["class"].argmax(1)
+    figures = frame_figures(said, labels, real.rows, side, seed)
+    figures |= {f"ceiling.{key}": value for key, value in ceilings(classes, real.rows, hold, seed).items()}
+    if vae is not None:
+        passed = frame_figures(model.predict(vae.pixels), label_rows(vae.rows), vae.rows, side, seed)
+        names = ("accuracy", "hand_error", "angle_error")
+        figures |= {f"{name}_vae": passed[name] for name in names if name in passed}
+    return figures, confusion(labels, classes)

@@ -28,18 +28,17 @@ UNCLEAR = "unclear"  # final state without a majority
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Group `evaluate` of params.yaml; the rules it sets are in vw2.evaluation.success."""
+    """Group `evaluate` of params.yaml, and `classifier.hold`; the rules they set are in vw2.evaluation.success."""
 
-    hold: int = 3  # frames
+    hold: int = 3  # frames a class must last
     threshold: float = 0.0
     lpips_every: int = 4  # every n-th frame is measured
     lpips_weights: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.hold < 1 or self.lpips_every < 1:
-            raise ValueError(
-                f"evaluate.hold and evaluate.lpips_every must be at least 1, got {self.hold} and {self.lpips_every}"
-            )
+        for key, value in (("classifier.hold", self.hold), ("evaluate.lpips_every", self.lpips_every)):
+            if value < 1:
+                raise ValueError(f"{key} must be at least 1, got {value}; raise it")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"evaluate.threshold must lie in [0, 1), got {self.threshold}; 0 decides every frame")
 

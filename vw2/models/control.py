@@ -12,9 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-import vw2.torchvision_ops  # noqa: F401
-from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosPatchEmbed3d
 from vw2.models.attention import set_block_causal
+from vw2.models.haar import HaarPatch
 from vw2.models.prior import VDM
 
 
@@ -24,7 +23,7 @@ class ControlConfig:
 
     blocks: int = 1  # copied blocks (the release: 3 of 28); 0 switches the branch off
     weight: float = 1.0  # factor on the residuals (the release: 0.5)
-    cell: int = 2  # coarse Haar patches per VDM token and side: 4 * ldm.size / clip.height for the mini prior
+    cell: int = 2  # coarse Haar patches per VDM token and side: 4 * dldm.size / clip.height for the mini prior
 
 
 class ControlBranch(nn.Module):
@@ -38,7 +37,7 @@ class ControlBranch(nn.Module):
         blocks = [copy.deepcopy(block) for block in transformer.transformer_blocks[: config.blocks]]
         self.blocks = nn.ModuleList(blocks)
         set_block_causal(self.blocks, vdm.layout)
-        self.haar = CosmosPatchEmbed3d(4, "haar")
+        self.haar = HaarPatch()
         self.hint = nn.Linear(3 * 4**3 * config.cell**2, width)
         self.zero = nn.ModuleList([nn.Linear(width, width) for _ in range(config.blocks)])
         for layer in self.zero:

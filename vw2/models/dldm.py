@@ -7,7 +7,7 @@ gradient-stopped control branch (VideoWorld 2, sec. 3 and 5.5).
 Legend: B batch, T frames, L latent frames, K = L - 1 steps, N queries, G digits, C latent channels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -21,10 +21,9 @@ from vw2.models.projection import Projection, ProjectionConfig
 
 
 @dataclass(frozen=True)
-class DLDMConfig:
-    """Group `dldm` of params.yaml, but for the training schedule."""
+class DLDMConfig(LDMConfig):
+    """Group `dldm` of params.yaml: an LDM and what stands around it."""
 
-    ldm: LDMConfig = field(default_factory=LDMConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     reconstruction: Literal["off", "decoder", "trunk"] = "decoder"  # what the coarse loss teaches in the joint stage
@@ -34,6 +33,11 @@ class DLDMConfig:
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
     sampling_steps: int = 6
     sampling_shift: float = 3.0
+
+    @property
+    def ldm(self) -> LDMConfig:
+        """The part that the LDM alone is made from."""
+        return LDMConfig(**{each.name: getattr(self, each.name) for each in fields(LDMConfig)})
 
 
 @dataclass

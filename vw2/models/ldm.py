@@ -17,15 +17,13 @@ from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
     CosmosCausalAttention,
     CosmosCausalGroupNorm,
     CosmosConvProjection3d,
-    CosmosPatchEmbed3d,
     CosmosResnetBlock3d,
     CosmosSpatialAttentionProcessor2_0,
     CosmosTemporalAttentionProcessor2_0,
-    CosmosUnpatcher3d,
 )
 from vw2.models.fsq import FSQ, resolve_levels
+from vw2.models.haar import PATCH, HaarPatch
 
-PATCH = 4  # Haar patches: 4 in time, height and width
 HAAR_CHANNELS = 3 * PATCH**3
 
 
@@ -73,7 +71,7 @@ class Encoder(nn.Module):
     def __init__(self, config: LDMConfig):
         super().__init__()
         width = config.width
-        self.patch = CosmosPatchEmbed3d(PATCH, "haar")
+        self.patch = HaarPatch()
         self.conv_in = CosmosConvProjection3d(HAAR_CHANNELS, width)
         self.blocks = nn.ModuleList([CosmosResnetBlock3d(width, width) for _ in range(config.blocks)])
         self.space = causal_attention(width, "space")
@@ -196,7 +194,7 @@ class CoarseDecoder(nn.Module):
         self.space = causal_attention(width, "space")
         self.norm = CosmosCausalGroupNorm(width)
         self.conv_out = CosmosConvProjection3d(width, HAAR_CHANNELS)
-        self.unpatch = CosmosUnpatcher3d(PATCH, "haar")
+        self.patch = HaarPatch()
 
     def forward(self, first: Tensor, codes: Tensor) -> Tensor:
         """f_0 (B, C, 1, h, w), codes (B, K, N, G) -> coarse video (B, 3, T, H, W), not clamped."""
@@ -207,7 +205,7 @@ class CoarseDecoder(nn.Module):
             hidden = block(hidden, history)
             if i == 0:
                 hidden = self.space(hidden)
-        return self.unpatch(self.conv_out(silu(self.norm(hidden))))
+        return self.patch.inverse(self.conv_out(silu(self.norm(hidden))))
 
 
 class LDM(nn.Module):

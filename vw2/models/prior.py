@@ -16,24 +16,30 @@ from torch import Tensor, nn
 
 import vw2.torchvision_ops  # noqa: F401  (must come before the Cosmos classes are imported)
 from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
-from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosPatchEmbed3d, CosmosUnpatcher3d
 from vw2.models.attention import Layout, set_block_causal
+from vw2.models.haar import PATCH, blocks, unblocks
 
-PATCH = 4  # side of a Haar patch in time, height and width
-FOLD = 2  # Haar patches per latent pixel and side
+SIDE = 8  # pixels per latent pixel and side
 LEAST_TIME = 0.2  # divisor's floor where a velocity is made from a predicted clean video
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """A small Cosmos tokenizer: Haar patches of 4, then one more halving, so 8x in space and 4x in time."""
+    """A small causal video VAE: 8x in space, 4x in time, the first frame alone."""
 
-    channels: tuple[int, ...] = (48, 64, 96)
+    latent: int = 48  # C
+    channels: tuple[int, ...] = ()  # of the Cosmos network beside the linear map, three numbers; empty = none
     layers: int = 1
-    latent: int = 32
 
-    def build(self) -> AutoencoderKLCosmos:
-        return AutoencoderKLCosmos(
+    def __post_init__(self):
+        if len(self.channels) not in (0, 3):
+            raise ValueError(f"prior.model.vae.channels must be three numbers or none, got {list(self.channels)}")
+
+    def network(self) -> AutoencoderKLCosmos | None:
+        """A Cosmos tokenizer (Haar patches of 4, then one more halving) that starts at zero."""
+        if not self.channels:
+            return None
+        net = AutoencoderKLCosmos(
             latent_channels=self.latent,
             encoder_block_out_channels=self.channels,
             decode_block_out_channels=self.channels,
@@ -48,6 +54,10 @@ class VAEConfig:
             latents_mean=None,
             latents_std=None,
         )
+        for layer in (net.quant_conv, net.decoder.conv_out.conv_t):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return net
 
 
 @dataclass(frozen=True)
@@ -76,32 +86,28 @@ class PriorModelConfig:
 
 
 class VideoVAE(nn.Module):
-    """AutoencoderKLCosmos beside a linear shortcut: the principal components of 8x8x4 blocks of pixels (our choice).
+    """A linear map, the principal components of 8x8x4 blocks of pixels, with a Cosmos network beside it (our choice).
 
-    The shortcut is fitted in closed form and is by itself the best linear autoencoder of this size; the network starts
-    at zero and adds what a linear map cannot. Training so begins where it would else arrive after hours, and a still
-    scene has the same latents in every frame. All channels share one scale, so that latent error is pixel error.
+    The linear map is fitted in closed form and is the best linear autoencoder of its size; a network starts at zero
+    and adds what a linear map cannot. On two cores the map alone beats an hour of training a network without it, and
+    a still scene has the same latents in every frame. All channels share one scale, so latent error is pixel error.
     """
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        self.net = config.build()
-        for layer in (self.net.quant_conv, self.net.decoder.conv_out.conv_t):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        cell = 3 * PATCH**3 * FOLD**2  # numbers in an 8x8x4 block
-        self.patch, self.unpatch = CosmosPatchEmbed3d(PATCH, "haar"), CosmosUnpatcher3d(PATCH, "haar")
+        self.net = config.network()
+        cell = 3 * PATCH * SIDE**2  # numbers in a block
         self.register_buffer("basis", torch.zeros(cell, config.latent))
         self.register_buffer("centre", torch.zeros(cell))
         self.register_buffer("scale", torch.ones(()))
 
     def cells(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, L, h, w, cell) Haar coefficients of 8x8x4 blocks (the first frame repeated 4 times)."""
-        return rearrange(self.patch(video), "b c l (h p) (w q) -> b l h w (c p q)", p=FOLD, q=FOLD)
+        """(B, 3, T, H, W) -> (B, L, h, w, cell) pixels of the blocks, the first frame repeated 4 times."""
+        return blocks(video, SIDE).flatten(4)
 
     @torch.no_grad()
     def fit(self, videos: Iterable[Tensor]) -> None:
-        """Set the shortcut to the principal components of the cells of some videos (B, 3, T, H, W)."""
+        """Set the linear map to the principal components of the cells of some videos (B, 3, T, H, W)."""
         count, total, square = 0, 0.0, 0.0
         for video in videos:
             cells = self.cells(video).flatten(0, 3).double()
@@ -117,13 +123,13 @@ class VideoVAE(nn.Module):
         """(B, 3, T, H, W) in [-1, 1] -> (B, C, L, h, w), T = 1 + 4 (L - 1)."""
         assert (video.shape[2] - 1) % PATCH == 0, f"expected T = 1 + 4m frames, got {video.shape[2]}"
         linear = rearrange((self.cells(video) - self.centre) @ self.basis, "b l h w c -> b c l h w") / self.scale
-        return linear + self.net.encode(video).latent_dist.mode()
+        return linear if self.net is None else linear + self.net.encode(video).latent_dist.mode()
 
     def expand(self, latents: Tensor) -> Tensor:
         """(B, C, L, h, w) -> (B, 3, T, H, W), not clamped."""
         cells = rearrange(latents, "b c l h w -> b l h w c") * self.scale @ self.basis.T + self.centre
-        patches = rearrange(cells, "b l h w (c p q) -> b c l (h p) (w q)", p=FOLD, q=FOLD)
-        return self.unpatch(patches) + self.net.decode(latents).sample
+        linear = unblocks(cells.unflatten(-1, (3, -1)), SIDE)
+        return linear if self.net is None else linear + self.net.decode(latents).sample
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, L, h, w) -> (B, 3, T, H, W), clamped to [-1, 1]."""

@@ -89,15 +89,20 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
     return figures, sheet
 
 
-def probe_figures(codes: np.ndarray, store: ClipStore, rows: list[int], truth: pl.DataFrame, seed: int, levels) -> dict:
-    """Linear probes from a step's codes to the action in it and to the video's table texture (appearance)."""
+def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
+    """Video id -> what its table looks like: the texture, second part of a craft environment (family-texture-...)."""
+    pairs = manifest.select("id", "environment").drop_nulls().iter_rows()
+    return {video: (name.split("-") + [name])[1] for video, name in pairs}
+
+
+def probe_figures(codes, store: ClipStore, rows: list[int], truth: pl.DataFrame, looks: dict, seed: int, levels) -> dict:
+    """Linear probes from a step's codes to the action in it and to what the video's table looks like (appearance)."""
     if truth.is_empty():
         return {}
     index = store.index[rows]
     stride = (store.clip_frames - 1) // codes.shape[1]
     steps = codes.shape[1]
     actions = dict(zip(zip(truth["video"], truth["frame"], strict=True), truth["action"], strict=True))
-    looks = dict(zip(truth["video"], truth["environment"], strict=True)) if "environment" in truth.columns else {}
     features, labels, appearance, groups = [], [], [], []
     for i, (video, clip, valid) in enumerate(index.select("video", "clip", "valid").iter_rows()):
         for k in range(steps):

@@ -28,7 +28,7 @@ class IngestConfig:
     licence: str = "unknown"  # of the videos in path, where a sidecar does not say
     min_frames: int = 2  # shorter videos are refused
     max_side: int = 8192  # pixels
-    time_limit: float = 600.0  # seconds of decoding per file
+    time_limit: float = 600.0  # seconds of computing to decode one file
 
     def __post_init__(self) -> None:
         if self.source != "craft" and not self.path:

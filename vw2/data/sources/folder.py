@@ -166,8 +166,9 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
             (Path(config.path) / file).as_posix(), "is listed in the sidecar but is not a video in the folder"
         )
     jobs = _jobs(config, root, files, sidecar)
-    # The worker's own limit comes first and tells how many frames came out; the pool kills what cannot even stop.
-    limits = {"workers": workers, "seconds": 1.5 * config.time_limit + 5, "memory_gib": MEMORY_GIB}
+    # The worker's own limit, in computing time, comes first and tells how many frames came out; the pool's, in
+    # wall-clock time, kills what hangs.
+    limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
     with progress(len(jobs), "look into videos") as bar:
         for name, record in run_resumable(inspect, jobs, work / "entries", **limits):
             if isinstance(record, Failure):

@@ -1,0 +1,84 @@
+"""Train the plain LDM (VideoWorld): the warm LDM goes on by reconstruction alone, with as many clips as the joint stage.
+
+In:  data/clips, data/truth.parquet, data/warmup; params groups seed, compute, dldm, train_plain_ldm.
+Out: data/plain_ldm/dldm/{ldm.safetensors,config.json}, metrics/plain_ldm/train_dldm.json (the keys of train_dldm, drawn
+     by the coarse decoder), plots/plain_ldm/train_dldm, plots/plain_ldm/train_dldm.png.
+Run it with all that follows from it by `make plain-ldm`. Time: as long as the joint stage.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import polars as pl
+import typer
+
+from stages.warmup_dldm import train
+from vw2 import params as parameters
+from vw2.closure import import_closure
+from vw2.console import run, table
+from vw2.data import manifest
+from vw2.data.shards import ClipStore
+from vw2.evaluation.codes import changed_fraction
+from vw2.media.sheet import write_sheet
+from vw2.models.dldm import DLDMConfig
+from vw2.models.renderer import LDMRenderer, load_ldm, save_ldm
+from vw2.provenance import runtime, write_metrics
+from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+from vw2.training.clipset import SmallClips
+from vw2.training.compute import ComputeConfig, start
+from vw2.training.curves import write_curves
+from vw2.training.judge import appearance_of, code_figures, encode_rows, judge_rendering, pick_clips, probe_figures
+from vw2.training.run import OptimConfig
+
+CLIPS = Path("data/clips")
+TRUTH = Path("data/truth.parquet")
+MANIFEST = Path("data/manifest.parquet")
+WARMUP = Path("data/warmup")
+OUT = Path("data/plain_ldm/dldm")
+LOGS = Path("plots/plain_ldm/train_dldm")
+PLOT = Path("plots/plain_ldm/train_dldm.png")
+ROOT = Path(__file__).parents[1]
+
+
+def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
+    """Train the plain LDM, the baseline without a video diffusion model."""
+    values = parameters.load(params)
+    seed = values["seed"]
+    dldm = parameters.build(DLDMConfig, values["dldm"], "dldm")
+    config = parameters.build(OptimConfig, values["train_plain_ldm"], "train_plain_ldm")
+    compute = parameters.build(ComputeConfig, values["compute"], "compute")
+    table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
+    accelerator = start(compute, seed)
+    chosen = {"seed": seed, "ldm": asdict(dldm.ldm), "optim": asdict(config), "compute": asdict(compute)}
+    store, levels = ClipStore(CLIPS), dldm.ldm.resolved()
+    looks = appearance_of(manifest.read(MANIFEST))
+    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
+    folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
+    with runtime("plain_ldm/train_dldm"):
+        ldm = load_ldm(WARMUP)
+        judged = pick_clips(store, "train", 2, seed)
+        warm = encode_rows(ldm, store, judged)
+        rows = store.select(split="train")
+        clips = SmallClips(store, rows, dldm.ldm.size)
+        work = train(accelerator, ldm, clips, config, seed + 1, folder, "train the plain LDM")
+        ldm.eval()
+        codes = encode_rows(ldm, store, judged)
+        figures = code_figures(codes, levels) | {"codes.changed_fraction": changed_fraction(warm, codes)}
+        figures["train.recon"] = work.averages["train/recon"]
+        found = probe_figures(codes, store, judged, pl.read_parquet(TRUTH), looks, seed, levels)
+        figures |= {f"probe.joint.{key}": value for key, value in found.items()}
+        still = pick_clips(store, "probe", 2, seed) or judged[:32]
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
+        shaken = pick_clips(store, "test", 1, seed)
+        if shaken:
+            rendered |= judge_rendering(LDMRenderer(ldm), store, shaken, seed, "render_nuisance")[0]
+        write_sheet(PLOT, sheet)
+        with atomic_dir(OUT) as temporary:
+            save_ldm(ldm, temporary)
+        write_curves(work.history, LOGS)
+    write_metrics("plain_ldm/train_dldm", figures | rendered, seed=seed, n=len(rows))
+    clear(folder)
+
+
+if __name__ == "__main__":
+    run(main)
