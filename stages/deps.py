@@ -5,7 +5,6 @@ Run it after changing an import; tests/test_contracts.py fails when the lists ar
 
 from pathlib import Path
 
-import typer
 from ruamel.yaml import YAML
 
 from vw2.closure import import_closure

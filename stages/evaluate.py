@@ -1,7 +1,7 @@
 """Judge the rollouts, and the controls beside them, on the unseen test videos.
 
 In:  data/rollout (rollouts.parquet and its mp4s), data/clips (real videos of split test), data/manifest.parquet,
-     data/truth.parquet, data/classifier; params groups seed, compute, evaluate, and classifier.hold.
+     data/truth.parquet, data/classifier; params groups seed, compute, evaluate.
      --variant plain_ldm: data/plain_ldm/rollout.
 Out: metrics/evaluate.json (paper.step_1..7, blocks.*, quality.*, and the same below controls.<name>), data/evaluate/
      results.parquet (one row per judged video), plots/survival.csv, plots/evaluate.png.
@@ -42,6 +42,7 @@ CLIPS = Path("data/clips")
 MANIFEST = Path("data/manifest.parquet")
 TRUTH = Path("data/truth.parquet")
 CLASSIFIER = Path("data/classifier")
+OUT = Path("data/evaluate")  # beside the rollouts of a variant
 ROOT = Path(__file__).parents[1]
 LPIPS_SIDE = 32  # pixels; AlexNet cannot look at less
 
@@ -90,12 +91,10 @@ def main(
     """Judge rollouts and controls: sequential success, final states, picture quality."""
     values = parameters.load(params)
     seed = values["seed"]
-    # One rule in time for the classifier's own ceiling and for all that it judges.
-    rule = {**values["evaluate"], "hold": values["classifier"]["hold"]}
-    config = parameters.build(EvaluateConfig, rule, "evaluate")
+    config = parameters.build(EvaluateConfig, values["evaluate"], "evaluate")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     place = paths(variant)
-    stage, out = f"{place.metrics_prefix}evaluate", place.rollout.parent / "evaluate"
+    stage, out = f"{place.metrics_prefix}evaluate", OUT if variant == "vw2" else place.rollout.with_name(OUT.name)
     start(compute, seed)
     store, about = ClipStore(CLIPS), {row["id"]: row for row in manifest.read(MANIFEST).iter_rows(named=True)}
     work = list_work(benchmark.read_rollouts(place.rollout), store)

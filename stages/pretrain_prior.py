@@ -1,9 +1,9 @@
 """Pretrain the small video prior (VAE + diffusion transformer) on purposeless craft clips of the train appearance.
 
 In:  nothing but parameters (groups seed, craft, prior, compute): the corpus is rendered.
-Out: data/prior/{vae,transformer}.safetensors (bf16, <= 20 MB), data/prior/config.json, data/prior/{vae,vdm}.tsv (logs),
-     metrics/pretrain_prior.json, plots/pretrain_prior.png (real clips, their reconstruction, samples from the first frame).
-Time and memory at the committed sizes: hours on two cores, 3 GiB. The stage is frozen in dvc.yaml, its output committed;
+Out: data/prior/{vae,transformer}.safetensors (bf16, <= 20 MB), data/prior/config.json, data/prior/*.tsv (logs),
+     metrics/pretrain_prior.json, plots/pretrain_prior.png (real clips, reconstructions, samples from the first frame).
+Time and memory at the committed sizes: see benchmarks/; 4 GiB. The stage is frozen in dvc.yaml, its output committed;
 `dvc repro -f pretrain_prior` makes it anew. Interrupted runs go on where they stopped; since it runs for hours, its
 work in progress is found again by its parameters alone, whatever happened to the code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_prior
@@ -106,7 +106,9 @@ def encode_corpus(prior: Prior, corpus: np.ndarray, path: Path) -> torch.Tensor:
     return torch.from_numpy(np.load(path))
 
 
-def train_vdm(accelerator, prior: Prior, latents: torch.Tensor, config: PretrainConfig, seed: int, folder: Path) -> list:
+def train_vdm(
+    accelerator, prior: Prior, latents: torch.Tensor, config: PretrainConfig, seed: int, folder: Path
+) -> list:
     """Image-to-video rectified flow without codes."""
     work = Run(accelerator, [Group(prior.vdm)], config.vdm, folder, "train the VDM")
     for step in work:
@@ -137,7 +139,8 @@ def judge(prior: Prior, corpus: np.ndarray, seed: int) -> tuple[dict[str, float]
     real = np.asarray(corpus[:HELD_OUT])
     figures = {"vae.psnr": decoded, "sample.psnr": sampled, "copy.psnr": video[:, :, :1].expand_as(video)}
     values = {
-        key: psnr_of(float(((to_uint8(x).astype(float) - real)[:, 1:] ** 2).mean()) / 255**2) for key, x in figures.items()
+        key: psnr_of(float(((to_uint8(x).astype(float) - real)[:, 1:] ** 2).mean()) / 255**2)
+        for key, x in figures.items()
     }
     rows = []
     for i in range(6):
@@ -154,7 +157,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("pretrain_prior", asdict(config))
     accelerator = start(compute, seed)
-    folder = scratch_dir("pretrain_prior", fingerprint({"seed": seed, **asdict(config), "craft": asdict(craft)}, [], []))
+    folder = scratch_dir(
+        "pretrain_prior", fingerprint({"seed": seed, **asdict(config), "craft": asdict(craft)}, [], [])
+    )
     with runtime("pretrain_prior"):
         prior = Prior(config.model)
         corpus = render_corpus(craft, config, folder / "corpus.npy")

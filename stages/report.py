@@ -1,7 +1,7 @@
 """Put figures and pictures of a run on one page, and the rollouts that went wrong on a sheet.
 
-In:  metrics/detail/*.json, plots/*.png, data/evaluate/results.parquet, data/rollout, data/clips. No parameters.
-     --variant plain_ldm: metrics/detail/plain_ldm/*.json, plots/plain_ldm/*.png, data/plain_ldm/...; the figures of
+In:  metrics/*.json, metrics/detail (intervals), plots/*.png, data/evaluate/results.parquet, data/rollout, data/clips.
+     --variant plain_ldm: metrics/plain_ldm/*.json, plots/plain_ldm/*.png, data/plain_ldm/...; the figures of
      VideoWorld 2 then stand beside those of the plain LDM.
 Out: report/index.html (self-contained), plots/failures.png (per task the worst rollouts below their real videos).
      --variant plain_ldm: report/plain_ldm/index.html, plots/plain_ldm/failures.png.
@@ -25,7 +25,8 @@ from vw2.scratch import atomic_file
 from vw2.variant import Variant, paths
 
 CLIPS = Path("data/clips")
-DETAIL = Path("metrics/detail")
+RESULTS = Path("data/evaluate")
+METRICS = Path("metrics")
 PLOTS = Path("plots")
 OUT = Path("report")
 PER_TASK = 2  # failures shown of each task
@@ -69,13 +70,13 @@ def failure_rows(results: pl.DataFrame, rollout: Path) -> list[tuple[str, np.nda
 def main(variant: Variant = typer.Option("vw2", help="Whose run: VideoWorld 2's, or the plain LDM's.")) -> None:
     """Write the report of a run and the sheet of its failures."""
     place = paths(variant)
-    results = place.rollout.parent / "evaluate" / "results.parquet"
+    results = (RESULTS if variant == "vw2" else place.rollout.with_name(RESULTS.name)) / "results.parquet"
     if not results.is_file():
         raise UserError(f"{results} does not exist; run `dvc repro evaluate` first")
     write_sheet(place.plots / "failures.png", failure_rows(pl.read_parquet(results), place.rollout))
-    details, rival = read_details(DETAIL / place.metrics_prefix, STAGES), None
+    details, rival = read_details(METRICS, STAGES, place.metrics_prefix), None
     if variant != "vw2":
-        everything = read_details(DETAIL, STAGES)
+        everything = read_details(METRICS, STAGES)
         details |= {key: leaf for key, leaf in everything.items() if key.split(":")[0] in SHARED}
         rival = (TITLES["vw2"], {key: leaf for key, leaf in everything.items() if key.split(":")[0] not in SHARED})
     pictures = {(PLOTS if name in SHARED else place.plots) / f"{name}.png": text for name, text in PICTURES.items()}

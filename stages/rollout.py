@@ -1,6 +1,6 @@
 """Roll out: the AR transformer writes codes from one unseen first frame, the renderer draws them clip by clip.
 
-In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parquet; params groups seed, compute, rollout.
+In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parquet; params seed, compute, rollout.
      --variant plain_ldm: the same of data/plain_ldm.
 Out: data/rollout/<name>/<video>_<sample>.mp4 for name vw2 (`rollout.samples` per test case) and, once per case, the
      controls ground_truth_codes (isolates the AR transformer), shuffled_codes (its codes, steps permuted within the
@@ -24,7 +24,7 @@ from vw2.console import UserError, console, run, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
-from vw2.media.decode import read_frames
+from vw2.media.decode import read_frames, read_image
 from vw2.media.encode import write_preview
 from vw2.media.resize import resize_frame
 from vw2.media.sheet import write_sheet
@@ -46,8 +46,7 @@ def from_image(image: Path, instruction: str, place, config: RolloutConfig, stor
     """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
     if not image.is_file():
         raise UserError(f"{image} does not exist; give the path of a picture with --image")
-    picture = next(iter(read_frames(image)))[1]
-    first = resize_frame(picture, store.height, store.width, store.config["fit"])
+    first = resize_frame(read_image(image), store.height, store.width, store.config["fit"])
     renderer, ar = load_renderer(place.dldm, PRIOR), load_ar(place.ar)
     n = config.samples
     keys = [f"{image.stem}/{s}" for s in range(n)]

@@ -85,15 +85,15 @@ def train(accelerator, model: StepClassifier, sets: list[FrameSet], config: Trai
         batch = make_batch(sets, targets, batch_indices(seed, step, config.optim.batch, total))
         batch = augment(batch, config.augment, generator(seed, 1, step))
         with accelerator.autocast():
-            loss, logs = model(batch)
+            loss, logs = model(batch.to(accelerator.device))
         loop.update(loss, logs)
     return loop
 
 
-def write_plots(history: list[dict], table_: pl.DataFrame) -> None:
+def write_plots(history: list[dict[str, float]], frames: pl.DataFrame) -> None:
     write_curves(history, PLOTS)
     with atomic_file(CONFUSION) as temporary:
-        table_.write_csv(temporary)
+        frames.write_csv(temporary)
 
 
 def skip(reason: str, seed: int) -> None:
@@ -122,7 +122,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     inputs = [CLIPS, TRUTH, MANIFEST, PRIOR] if config.vae_every else [CLIPS, TRUTH, MANIFEST]
     folder = scratch_dir("train_classifier", fingerprint(used, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("train_classifier") as rates:
-        model = StepClassifier(config.model, CLASSES)
+        model = StepClassifier(config.model, CLASSES).to(accelerator.device)
         sets = [each for each in collect(TRAIN, config, prior, folder) if each is not None]
         work = train(accelerator, model, sets, config, seed, folder)
         with atomic_dir(OUT) as temporary:

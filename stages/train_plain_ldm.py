@@ -1,4 +1,4 @@
-"""Train the plain LDM (VideoWorld): the warm LDM goes on by reconstruction alone, with as many clips as the joint stage.
+"""Train the plain LDM (VideoWorld): the warm LDM goes on by reconstruction alone, as many clips as the joint stage.
 
 In:  data/clips, data/truth.parquet, data/warmup; params groups seed, compute, dldm, train_plain_ldm.
 Out: data/plain_ldm/dldm/{ldm.safetensors,config.json}, metrics/plain_ldm/train_dldm.json (the keys of train_dldm, drawn

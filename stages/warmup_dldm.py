@@ -1,4 +1,4 @@
-"""Warm up the LDM: encoder, prefix queries, quantiser and coarse decoder, by reconstruction alone (VideoWorld 2, sec. 3).
+"""Warm up the LDM: encoder, prefix queries, quantiser and coarse decoder, by reconstruction (VideoWorld 2, sec. 3).
 
 In:  data/clips (train split); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
 Out: data/warmup/{ldm.safetensors,config.json}, metrics/warmup_dldm.json, plots/warmup_dldm (TSV per series),
@@ -68,9 +68,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         if not rows:
             raise UserError(f"{CLIPS} holds no clip of split train; give some videos that split")
         ldm = LDM(dldm.ldm)
-        work = train(
-            accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM"
-        )
+        work = train(accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM")
         ldm.eval()
         judged = pick_clips(store, "train", 2, seed)
         figures = code_figures(encode_rows(ldm, store, judged), dldm.ldm.resolved())

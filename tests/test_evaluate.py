@@ -18,10 +18,12 @@ from vw2.data.manifest import Entry
 from vw2.data.shards import ClipStore, write_shards
 from vw2.evaluation import benchmark, report
 from vw2.evaluation.claims import CLAIMS
+from vw2.evaluation.labels import CLASSES
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import MAX_PSNR
 from vw2.evaluation.videos import EvaluateConfig, judge_video, make_case, outcome, quality_of
 from vw2.media.encode import write_video
+from vw2.models.classifier import ClassifierConfig, StepClassifier
 
 PAPER = [f"paper_{kind}_{step}" for kind in ("airplane", "boat") for step in range(1, 8)]
 NAMES = ["paper_0", *PAPER, "blocks_open", "block_tower", "block_horse", "block_person", "failed"]
@@ -123,6 +125,14 @@ def test_lpips_looks_at_every_nth_frame():
     assert scores["lpips"] == pytest.approx(2) and model.seen == 3
 
 
+def test_real_classifier_fits():
+    torch.manual_seed(0)
+    real = folding("paper_boat")
+    row = judge_video(real, case("paper_boat", real), StepClassifier(ClassifierConfig(), CLASSES), CONFIG, timed=True)
+    assert row["steps"] in range(8) and row["final"] in (*CLASSES, "unclear") and row["hand_frames"] == 0
+    assert set(CLASSES) == set(NAMES)
+
+
 def test_pose_error_counts_frames_with_a_truth():
     truth = pl.DataFrame(
         {
@@ -210,7 +220,7 @@ def test_plot_is_the_same_every_time_and_needs_no_labels(tmp_path):
 
 @pytest.mark.parametrize("bad", [{"hold": 0}, {"threshold": 1.0}, {"lpips_every": 0}])
 def test_config_is_checked(bad):
-    with pytest.raises(ValueError, match=rf"\w+\.{next(iter(bad))} must"):
+    with pytest.raises(ValueError, match=f"evaluate.{next(iter(bad))} must"):
         EvaluateConfig(**bad)
 
 
@@ -220,8 +230,7 @@ REAL = {"test_0": ("paper_boat", folding("paper_boat")), "test_1": ("block_tower
 PARAMS = """\
 seed: 0
 compute: {threads: 1, dtype: float32}
-evaluate: {threshold: 0.0, lpips_every: 4, lpips_weights: null}
-classifier: {hold: 2}
+evaluate: {hold: 2, threshold: 0.0, lpips_every: 4, lpips_weights: null}
 """
 
 
@@ -401,3 +410,13 @@ def test_headline_shows_intervals_and_rival():
 def test_claims_are_well_formed(claim):
     assert claim.unit in {"", *report.UNITS}
     assert all(key.split(":")[0] in report_stage.STAGES for key in (claim.key, *(key for _, key in claim.beside)))
+
+
+def test_intervals_of_another_run_are_not_shown(tmp_path):
+    (tmp_path / "detail").mkdir()
+    (tmp_path / "evaluate.json").write_text('{"quality": {"psnr": 20.5, "ssim": 0.7}, "seed": 0}')
+    leaf = '{"value": %s, "low": 0.1, "high": 0.9, "n": 3}'
+    (tmp_path / "detail" / "evaluate.json").write_text(f'{{"quality": {{"psnr": {leaf % 21}, "ssim": {leaf % 0.7}}}}}')
+    found = report.read_details(tmp_path, ("evaluate", "rollout"))
+    assert set(found) == {"evaluate:quality.psnr", "evaluate:quality.ssim"}
+    assert found["evaluate:quality.psnr"]["low"] is None and found["evaluate:quality.ssim"]["n"] == 3

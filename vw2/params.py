@@ -22,8 +22,15 @@ from vw2.console import UserError
 Config = TypeVar("Config")
 
 
+class Groups(dict):
+    """The top level of params.yaml; a group that is not there is an error that names it."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{key} is missing in the parameter file; copy the group from the committed params.yaml")
+
+
 def load(path: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Read a YAML file into plain nested dicts, lists and scalars.
+    """Read a YAML file into nested dicts, lists and scalars; at the top level a missing key is a UserError.
 
     Raises: UserError if the file is missing, is not YAML (a key given twice included) or is not a mapping.
     """
@@ -44,7 +51,7 @@ def load(path: Path = Path("params.yaml")) -> dict[str, Any]:
         raise UserError(
             f"expected {path} to hold a mapping of groups, got {_seen(tree)}; see the committed params.yaml"
         )
-    return tree
+    return Groups(tree)
 
 
 def _where(error: YAMLError) -> str:

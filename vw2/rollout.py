@@ -65,9 +65,7 @@ def render_batch(renderer, rows: Sequence[Row], seed: int) -> Iterator[int | lis
         active = [i for i, row in enumerate(rows) if clip < len(row.codes)]
         index = torch.from_numpy(np.stack([rows[i].codes[clip] for i in active]))
         steps = index.shape[1]
-        noise = torch.cat(
-            [renderer.noise(frame[:1], steps, generator(seed, 8, *rows[i].key, clip)) for i in active]
-        )
+        noise = torch.cat([renderer.noise(frame[:1], steps, generator(seed, 8, *rows[i].key, clip)) for i in active])
         video = renderer.render(frame[active], index, noise)
         frame[active] = video[:, :, -1:]
         for i, frames in zip(active, to_uint8(video[:, :, 1:]), strict=True):

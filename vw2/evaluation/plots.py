@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from vw2.evaluation.benchmark import CONTROLS, Figures, survival_rows
@@ -32,16 +33,14 @@ def _survival(axes: Axes, figures: Figures, own: str) -> None:
         line = [row for row in rows if row["who"] == who]
         colour, width = COLOURS.get(who, OWN), 1.5 if who in COLOURS else 3
         steps = [row["step"] for row in line]
-        axes.plot(steps, [row["success"] for row in line], "o-", color=colour, lw=width, label=_words(who))
+        axes.plot(steps, [row["success"] for row in line], "o-", color=colour, lw=width)
         if all(row["low"] is not None for row in line):
             axes.fill_between(
                 steps, [r["low"] for r in line], [r["high"] for r in line], color=colour, alpha=0.15, lw=0
             )
     axes.set(title="Paper folding", xlabel="key step, all before it done", ylabel="success", ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    if rows:
-        axes.legend(fontsize=8)
-    else:
+    if not rows:
         _empty(axes, "no labels: not judged")
 
 
@@ -76,5 +75,8 @@ def write_plot(path: Path, figures: Figures, own: str) -> None:
         middle.yaxis.set_major_formatter(PercentFormatter(1))
     _dots(right, figures, own, {"quality.psnr": "all pixels"}, "no real video to compare with")
     right.set(title="PSNR in dB")
+    shown = [own, *(name for name in CONTROLS if any(key.startswith(f"controls.{name}.") for key in figures))]
+    keys = [Line2D([], [], marker="o", color=COLOURS.get(who, OWN), lw=1.5, label=_words(who)) for who in shown]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
     with atomic_file(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})

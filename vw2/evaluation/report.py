@@ -36,22 +36,34 @@ img { max-width: 100%; border: 1px solid #ddd } figure { margin: 1.5rem 0 } figc
 """
 
 
-def _leaves(tree: Mapping, above: str = "") -> Iterator[tuple[str, Leaf]]:
+def _leaves(tree: Mapping, above: str = "") -> Iterator[tuple[str, float | Leaf]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping) and set(value) == FIELDS:
-            yield above + key, value
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping) and set(value) != FIELDS:
             yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
-def read_details(folder: Path, stages: Sequence[str]) -> Details:
-    """All figures of the stages' detail files (metrics/detail/<stage>.json); a file that is not there gives none."""
+def _read(file: Path) -> dict[str, float | Leaf]:
+    return dict(_leaves(json.loads(file.read_text(encoding="utf-8")))) if file.is_file() else {}
+
+
+def read_details(root: Path, stages: Sequence[str], prefix: str = "") -> Details:
+    """All figures of some stages: metrics/<stage>.json with the intervals of metrics/detail/<stage>.json.
+
+    A file that is not there gives none. An interval counts only beside the very value it was made with: DVC restores
+    metrics from its cache, the detail files come from Git.
+
+    Args: root: the metrics folder; prefix: sub-folder of a variant, "" or "plain_ldm/".
+    """
     found = {}
     for stage in stages:
-        file = Path(folder) / f"{stage}.json"
-        if file.is_file():
-            tree = json.loads(file.read_text(encoding="utf-8"))
-            found |= {f"{stage}:{key}": leaf for key, leaf in _leaves(tree) if key != "seed"}
+        intervals = _read(Path(root) / "detail" / f"{prefix}{stage}.json")
+        for key, value in _read(Path(root) / f"{prefix}{stage}.json").items():
+            leaf = intervals.get(key, {})
+            bare = {"value": value, "low": None, "high": None, "n": None}
+            found[f"{stage}:{key}"] = leaf if leaf.get("value") == value else bare
+        found.pop(f"{stage}:seed", None)
     return found
 
 

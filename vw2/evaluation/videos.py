@@ -28,7 +28,7 @@ UNCLEAR = "unclear"  # final state without a majority
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Group `evaluate` of params.yaml, and `classifier.hold`; the rules they set are in vw2.evaluation.success."""
+    """Group `evaluate` of params.yaml; the rules it sets are in vw2.evaluation.success."""
 
     hold: int = 3  # frames a class must last
     threshold: float = 0.0
@@ -36,9 +36,9 @@ class EvaluateConfig:
     lpips_weights: Path | None = None
 
     def __post_init__(self) -> None:
-        for key, value in (("classifier.hold", self.hold), ("evaluate.lpips_every", self.lpips_every)):
+        for key, value in (("hold", self.hold), ("lpips_every", self.lpips_every)):
             if value < 1:
-                raise ValueError(f"{key} must be at least 1, got {value}; raise it")
+                raise ValueError(f"evaluate.{key} must be at least 1, got {value}; raise it")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"evaluate.threshold must lie in [0, 1), got {self.threshold}; 0 decides every frame")
 

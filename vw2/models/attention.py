@@ -6,10 +6,9 @@ Legend: B batch, L latent frames, P tokens per latent frame, K = L - 1 code step
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-
-from diffusers.models.embeddings import apply_rotary_emb
 
 
 @dataclass

@@ -22,6 +22,7 @@ from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 from vw2.console import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what DINOv2 was trained with
+HIDDEN = 64  # width of the layer between features, and hand visible and angle
 WEIGHTS, CONFIG = "classifier.safetensors", "config.json"
 IGNORED = -1  # label of a frame without a class
 
@@ -55,8 +56,8 @@ class ClassifierConfig:
     size: int = 64  # S, pixels; a multiple of 14 for DINOv2
     label_smoothing: float = 0.0  # share of probability spread over all classes
     hand_weight: float = 2.0  # distance in fractions of the picture
-    visible_weight: float = 0.1
-    angle_weight: float = 0.5  # half turns
+    visible_weight: float = 0.3
+    angle_weight: float = 1.0  # half turns
 
     def __post_init__(self):
         if self.backbone.kind == "dinov2" and self.size % 14:
@@ -153,9 +154,8 @@ class StepClassifier(nn.Module):
         self.config, self.names = config, tuple(names)
         self.backbone = Backbone(config.backbone, architecture)
         self.classes = nn.Linear(self.backbone.width, len(self.names))
-        self.angle = nn.Linear(self.backbone.width, 1)
         self.hand = nn.Conv2d(self.backbone.width, 3, 1)  # per cell: how likely the hand, and where in or by the cell
-        self.visible = nn.Linear(self.backbone.width, 1)
+        self.motion = nn.Sequential(nn.Linear(self.backbone.width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
         self.to(memory_format=torch.channels_last)
 
     def heads(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -171,7 +171,8 @@ class StepClassifier(nn.Module):
         x = (torch.arange(columns, device=heat.device) + 0.5).repeat(rows) / columns
         share = heat.softmax(1)
         hand = torch.stack([(share * (x + dx / columns)).sum(1), (share * (y + dy / rows)).sum(1)], 1)
-        return self.classes(pooled).float(), hand, self.visible(pooled).float()[:, 0], self.angle(pooled).float()[:, 0]
+        visible, angle = self.motion(pooled).float().unbind(1)  # each (B,)
+        return self.classes(pooled).float(), hand, visible, angle
 
     def forward(self, batch: FrameBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over frames with a class, and small losses where hand and angle are known (our choice)."""
@@ -250,7 +251,7 @@ def load_classifier(folder: Path) -> StepClassifier | None:
 
 def to_frames(frames: np.ndarray | Tensor) -> Tensor:
     """(M, H, W, 3) uint8 -> (M, 3, H, W) float32 in [-1, 1], channels last in memory; floats pass through."""
-    frames = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
+    frames = torch.from_numpy(np.array(frames)) if isinstance(frames, np.ndarray) else frames  # may be read-only
     if frames.dtype == torch.uint8:
         assert frames.ndim == 4 and frames.shape[3] == 3, f"expected (M, H, W, 3) uint8, got {tuple(frames.shape)}"
         return frames.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -69,18 +69,18 @@ class DLDM(nn.Module):
         control = self.control(self.vdm, noisy, time, first, tokens, coarse) if self.control is not None else None
         return self.vdm(noisy, time, first, tokens, control)
 
-    def reconstruct(self, features: Tensor, codes: Tensor) -> Tensor:
+    def reconstruct(self, frame: Tensor, features: Tensor, codes: Tensor) -> Tensor:
         """Coarse video from f_0 and detached codes, with the gradients that `reconstruction` allows."""
         first = features[:, :, :1] if self.config.reconstruction == "trunk" else features[:, :, :1].detach()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
-            return self.ldm.decoder(first, codes.detach())
+            return self.ldm.decoder(frame, first, codes.detach())
 
     def forward(self, batch: JointBatch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs)."""
         clean = batch.latents
         features = self.ldm.features(batch.video)
         codes, index = self.ldm.quantise(features)
-        coarse = self.reconstruct(features, codes)
+        coarse = self.reconstruct(batch.video[:, :, :1], features, codes)
         recon = reconstruction_loss(coarse, batch.video)
         noise = torch.randn(clean.shape, generator=rng)
         time = draw_time(len(clean), self.config.time_shift, rng)

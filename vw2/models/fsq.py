@@ -3,7 +3,6 @@
 Legend: G code digits, one level count each. An index is sum_g digit_g * basis_g, the first level fastest.
 """
 
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -50,7 +49,7 @@ class FSQ(nn.Module):
         return prod(self.levels)
 
     def bound(self, z: Tensor) -> Tensor:
-        """Squash to the span of the levels, in units of one level (FSQ paper, sec. 3; 1.001 keeps the ends reachable)."""
+        """Squash to the span of the levels, in units of one level (FSQ paper, sec. 3; 1.001 opens the ends)."""
         half = (self.sizes - 1) * 1.001 / 2
         offset = torch.where(self.sizes % 2 == 0, 0.5, 0.0)
         return torch.tanh(z + torch.atanh(offset / half)) * half - offset

@@ -5,12 +5,12 @@ here is read from; as one matrix product the transform is some ten times faster 
 The first frame is repeated 4 times, so that it has patches of its own.
 """
 
+import vw2.torchvision_ops  # noqa: F401
+
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosPatchEmbed3d
 from einops import rearrange
 from torch import Tensor, nn
-
-import vw2.torchvision_ops  # noqa: F401
-from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosPatchEmbed3d
 
 PATCH = 4
 

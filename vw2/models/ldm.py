@@ -6,13 +6,11 @@ Convolutional parts are diffusers' Cosmos tokenizer blocks. Symbols as in VideoW
 """
 
 from dataclasses import dataclass
-
-import torch
-from einops import rearrange
-from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
+from typing import Literal
 
 import vw2.torchvision_ops  # noqa: F401
+
+import torch
 from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
     CosmosCausalAttention,
     CosmosCausalGroupNorm,
@@ -21,6 +19,10 @@ from diffusers.models.autoencoders.autoencoder_kl_cosmos import (
     CosmosSpatialAttentionProcessor2_0,
     CosmosTemporalAttentionProcessor2_0,
 )
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
+
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH, HaarPatch
 
@@ -39,6 +41,9 @@ class LDMConfig:
     blocks: int = 1  # residual blocks of the encoder; the decoder has one more
     query_width: int = 128
     query_layers: int = 2
+    query_view: Literal["features", "change"] = (
+        "change"  # what queries see of the frames: f_j (paper), or f_j - f_(j-1)
+    )
     max_steps: int = 64  # most steps K in a clip
 
     def __post_init__(self):
@@ -72,7 +77,7 @@ class Encoder(nn.Module):
         super().__init__()
         width = config.width
         self.patch = HaarPatch()
-        self.conv_in = CosmosConvProjection3d(HAAR_CHANNELS, width)
+        self.conv_in = nn.Conv3d(HAAR_CHANNELS, width, 1)
         self.blocks = nn.ModuleList([CosmosResnetBlock3d(width, width) for _ in range(config.blocks)])
         self.space = causal_attention(width, "space")
         self.time = causal_attention(width, "time")
@@ -100,7 +105,7 @@ class CrossAttention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-        """x (B, Q, width), source (B, S, source), mask (Q, S) True = may look -> (B, Q, width)."""
+        """x (B, Q, width), source (B, S, source), mask (Q, S) True = may look, or bias (heads, Q, S) -> like x."""
         split = lambda y: rearrange(y, "b s (n d) -> b n s d", n=self.heads)  # noqa: E731
         key, value = self.to_kv(self.norm_source(source)).chunk(2, -1)
         mixed = scaled_dot_product_attention(
@@ -110,34 +115,52 @@ class CrossAttention(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
+def changes(features: Tensor) -> Tensor:
+    """f_j - f_(j-1), and 0 for the first frame: what stands still says nothing (our choice)."""
+    return features - torch.cat([features[:, :, :1], features[:, :, :-1]], dim=2)
+
+
+VIEWS = {"features": lambda features: features, "change": changes}
+
+
 class PrefixQueries(nn.Module):
     """N learnable queries look at the features f_0..f_k of each step k (VideoWorld 2, Alg. 1: prefix).
 
-    All steps run as one masked attention. Time embeddings on keys and queries tell which frame is the newest (our
-    choice; the paper is silent).
+    All steps run as one masked attention. Time enters as a learned bias on the age k - j of a frame j alone, so that
+    the same change at another step gets the same codes; it starts with half of the heads at the newest frame and half
+    at the one before. An MLP binds what a token shows to where it is before attention averages tokens (our choices;
+    the paper is silent).
     """
+
+    HEADS = 4
 
     def __init__(self, config: LDMConfig, digits: int):
         super().__init__()
-        width = config.query_width
+        width, self.view = config.query_width, config.query_view
         self.queries = nn.Parameter(torch.randn(config.queries, width))
         self.lift = nn.Linear(config.width, width)
-        self.place = nn.Parameter(0.02 * torch.randn((config.size // PATCH) ** 2, width))
-        self.when = nn.Parameter(0.5 * torch.randn(config.max_steps + 1, width))
-        self.layers = nn.ModuleList([CrossAttention(width, width) for _ in range(config.query_layers)])
+        self.place = nn.Parameter(0.5 * torch.randn((config.size // PATCH) ** 2, width))
+        self.bind = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        age = torch.arange(config.max_steps + 1).float()
+        favourite = torch.arange(self.HEADS) % 2  # 0 or 1 step old
+        self.age = nn.Parameter(-2.0 * (age - favourite[:, None]).abs().clamp(max=4))
+        self.layers = nn.ModuleList([CrossAttention(width, width, self.HEADS) for _ in range(config.query_layers)])
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, digits))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, L, h, w) -> z (B, K, N, G), unbounded."""
         frames, pixels = features.shape[2], features.shape[3] * features.shape[4]
-        source = self.lift(rearrange(features, "b c l h w -> b l (h w) c")) + self.place
-        source = rearrange(source + self.when[:frames, None], "b l p c -> b (l p) c")
+        seen = VIEWS[self.view](features)
+        source = self.bind(self.lift(rearrange(seen, "b c l h w -> b l (h w) c")) + self.place).flatten(1, 2)
         steps, queries = frames - 1, len(self.queries)
-        x = rearrange(self.when[1:frames, None] + self.queries, "k n c -> (k n) c").expand(len(features), -1, -1)
-        step = torch.arange(1, frames).repeat_interleave(queries)
-        mask = step[:, None] >= torch.arange(frames).repeat_interleave(pixels)[None, :]  # (K N, L P)
+        x = self.queries.repeat(steps, 1).expand(len(features), -1, -1)  # (B, K N, width)
+        age = torch.arange(1, frames)[:, None] - torch.arange(frames)[None, :]  # (K, L)
+        bias = self.age[:, age.clamp(min=0)].masked_fill(age.to(x.device) < 0, float("-inf"))  # (heads, K, L)
+        bias = bias.repeat_interleave(queries, 1).repeat_interleave(pixels, 2)  # (heads, K N, L P)
         for layer in self.layers:
-            x = layer(x, source, mask)
+            x = layer(x, source, bias)
         return rearrange(self.out(x), "b (k n) g -> b k n g", k=steps)
 
 
@@ -178,8 +201,9 @@ class ModulatedBlock(nn.Module):
 class CoarseDecoder(nn.Module):
     """f_0 and codes -> a blurred but motion-true video.
 
-    The codes are heard in every layer, as modulation, and once as a spatial map (our choice: a decoder that hears them
-    at one place only learns to ignore them).
+    The codes are heard in every layer, as modulation, and once as a spatial map; and what is decoded is the change
+    from the given first frame, so that all there is to learn is motion (our choices: a decoder that hears the codes at
+    one place, or must first learn to draw what stands still, learns to ignore them).
     """
 
     def __init__(self, config: LDMConfig, digits: int):
@@ -188,16 +212,16 @@ class CoarseDecoder(nn.Module):
         self.history = CodeHistory(config, digits, config.query_width)
         self.map = nn.Linear(config.query_width, 16 * self.side**2)
         self.join = nn.Conv3d(width + 16, width, 1)
-        self.blocks = nn.ModuleList(
-            [ModulatedBlock(width, config.query_width) for _ in range(config.blocks + 1)]
-        )
+        self.blocks = nn.ModuleList([ModulatedBlock(width, config.query_width) for _ in range(config.blocks + 1)])
         self.space = causal_attention(width, "space")
         self.norm = CosmosCausalGroupNorm(width)
-        self.conv_out = CosmosConvProjection3d(width, HAAR_CHANNELS)
+        self.conv_out = nn.Conv3d(width, HAAR_CHANNELS, 1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
         self.patch = HaarPatch()
 
-    def forward(self, first: Tensor, codes: Tensor) -> Tensor:
-        """f_0 (B, C, 1, h, w), codes (B, K, N, G) -> coarse video (B, 3, T, H, W), not clamped."""
+    def forward(self, frame: Tensor, first: Tensor, codes: Tensor) -> Tensor:
+        """First frame (B, 3, 1, H, W), its f_0 (B, C, 1, h, w), codes (B, K, N, G) -> coarse video (B, 3, T, H, W)."""
         history = self.history(codes)
         where = rearrange(self.map(history), "b l (c h w) -> b c l h w", h=self.side, w=self.side)
         hidden = self.join(torch.cat([first.expand(-1, -1, history.shape[1], -1, -1), where], dim=1))
@@ -205,7 +229,7 @@ class CoarseDecoder(nn.Module):
             hidden = block(hidden, history)
             if i == 0:
                 hidden = self.space(hidden)
-        return self.patch.inverse(self.conv_out(silu(self.norm(hidden))))
+        return frame + self.patch.inverse(self.conv_out(silu(self.norm(hidden))))
 
 
 class LDM(nn.Module):
@@ -217,7 +241,8 @@ class LDM(nn.Module):
         levels = config.resolved()
         self.encoder = Encoder(config)
         self.query = PrefixQueries(config, len(levels))
-        self.spread = nn.BatchNorm1d(len(levels), affine=False, momentum=0.05)  # keeps digits over their levels
+        # keeps each digit of each query spread over its levels; shared by all steps
+        self.spread = nn.BatchNorm1d(config.queries * len(levels), affine=False, momentum=0.05)
         self.fsq = FSQ(levels)
         self.decoder = CoarseDecoder(config, len(levels))
 
@@ -228,7 +253,7 @@ class LDM(nn.Module):
     def quantise(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """f -> codes (B, K, N, G) straight-through in [-1, 1], index (B, K, N) int64."""
         z = self.query(features).float()
-        return self.fsq(self.spread(z.flatten(0, 2)).view_as(z))
+        return self.fsq(self.spread(z.flatten(2).flatten(0, 1)).view_as(z))
 
     def shrink(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3, T, size, size), antialiased by area."""
@@ -246,13 +271,14 @@ class LDM(nn.Module):
     @torch.no_grad()
     def coarse(self, first_frame: Tensor, index: Tensor) -> Tensor:
         """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, size, size)."""
-        return self.decoder(self.features(self.shrink(first_frame)), self.fsq.to_codes(index)).clamp(-1, 1)
+        frame = self.shrink(first_frame)
+        return self.decoder(frame, self.features(frame), self.fsq.to_codes(index)).clamp(-1, 1)
 
     def forward(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction loss of the warm-up (VideoWorld 2, table 4: L2). Returns (loss, logs)."""
         features = self.features(video)
         codes, index = self.quantise(features)
-        coarse = self.decoder(features[:, :, :1], codes)
+        coarse = self.decoder(video[:, :, :1], features[:, :, :1], codes)
         loss = reconstruction_loss(coarse, video)
         return loss, {"train/recon": loss.detach(), "codes/used": torch.unique(index).numel()}
 

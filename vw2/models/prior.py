@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import vw2.torchvision_ops  # noqa: F401  (must come before the Cosmos classes are imported)
+
 import torch
+from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 from einops import rearrange
 from torch import Tensor, nn
 
-import vw2.torchvision_ops  # noqa: F401  (must come before the Cosmos classes are imported)
-from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 from vw2.models.attention import Layout, set_block_causal
 from vw2.models.haar import PATCH, blocks, unblocks
 

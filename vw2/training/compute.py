@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: threads, dtype, device, seeds. All of it can change results, so stages track it."""
+"""Where and how numbers are computed: threads, dtype, device, seeds. All can change results, so stages track it."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -88,7 +88,7 @@ def real_frames(store: ClipStore, rows: pl.DataFrame, size: int, path: Path) -> 
     Args: size: S; path: .npy file to keep them in, left as it is if it exists.
     """
     videos = rows["video"].unique(maintain_order=True)
-    return FrameSet(_write(path, map(store.video, videos), len(rows), size, "collect frames"), rows)
+    return FrameSet(_write(path, (store.video(name) for name in videos), len(rows), size, "collect frames"), rows)
 
 
 def vae_frames(
@@ -97,11 +97,9 @@ def vae_frames(
     """The real frames of every `every`-th clip, encoded and decoded by the VAE; other arguments as in `real_frames`."""
     videos = rows["video"].unique()
     clips = store.index.with_row_index("clip_row").filter(pl.col("video").is_in(videos.implode())).gather_every(every)
-    step = store.clip_frames - 1
-    keys = clips.select(
-        "video", shown=pl.int_ranges(pl.col("clip").cast(pl.Int64) * step, pl.col("clip") * step + pl.col("valid"))
-    )
-    taken = keys.explode("shown").join(rows, on=["video", "shown"], how="inner", maintain_order="left")
+    first = pl.col("clip").cast(pl.Int64) * (store.clip_frames - 1)
+    keys = clips.select("video", shown=pl.int_ranges(first, first + pl.col("valid"))).explode("shown")
+    taken = keys.join(rows, on=["video", "shown"], how="inner", maintain_order="left").select(rows.columns)
 
     def parts() -> Iterator[np.ndarray]:
         for piece in clips.iter_slices(batch):

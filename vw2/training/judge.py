@@ -1,4 +1,4 @@
-"""What a freshly trained (d)LDM is asked before it is let go on: renders, codes, probes. Used by the training stages."""
+"""What a freshly trained (d)LDM is asked before it is let go on: renders, codes, probes. For the training stages."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,9 @@ def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
     return {video: (name.split("-") + [name])[1] for video, name in pairs}
 
 
-def probe_figures(codes, store: ClipStore, rows: list[int], truth: pl.DataFrame, looks: dict, seed: int, levels) -> dict:
+def probe_figures(
+    codes, store: ClipStore, rows: list[int], truth: pl.DataFrame, looks: dict, seed: int, levels
+) -> dict:
     """Linear probes from a step's codes to the action in it and to what the video's table looks like (appearance)."""
     if truth.is_empty():
         return {}

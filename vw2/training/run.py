@@ -1,9 +1,9 @@
-"""What all training loops share: schedule, update, log, checkpoint, resume. The loop itself is written out by its stage.
+"""What all training loops share: schedule, update, log, checkpoint, resume. The loop itself is written in its stage.
 
-    run = Run(...)
-    for step in run:                      # begins where the last checkpoint ended
-        loss, logs = model(batch(step))   # everything drawn from (seed, step)
-        run.update(loss, logs)
+run = Run(...)
+for step in run:                      # begins where the last checkpoint ended
+    loss, logs = model(batch(step))   # everything drawn from (seed, step)
+    run.update(loss, logs)
 """
 
 import math
@@ -106,7 +106,7 @@ class Run:
         """Backward, clip, step, schedule, log, checkpoint."""
         if not torch.isfinite(loss):
             raise UserError(
-                f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate and run again"
+                f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate"
             )
         factor = warmup_decay(self.step, self.config.warmup, self.config.steps)
         for slot, group in zip(self.optimizer.param_groups, self.groups, strict=True):

@@ -1,0 +1,260 @@
+"""Causality, bit for bit: what comes later, in pixels, latents or codes, changes nothing that lies before it.
+
+Each test also sees to it that what may change does, so that none holds because nothing is connected.
+"""
+
+import pytest
+import torch
+from tiny_models import (
+    FRAMES,
+    LATENT,
+    SIDE,
+    SMALL,
+    STEPS,
+    clip,
+    draw,
+    tiny_dldm,
+    tiny_ldm,
+    tiny_prior,
+    wake,
+)
+
+from vw2.models.attention import code_mask, frame_mask
+from vw2.models.fsq import FSQ
+from vw2.models.ldm import LDMConfig, PrefixQueries
+from vw2.models.prior import VAEConfig, VideoVAE
+from vw2.models.projection import Projection, ProjectionConfig
+
+SIZE, QUERIES, DIGITS, WIDTH = SMALL["size"], SMALL["queries"], 4, SMALL["width"]
+each_frame = pytest.mark.parametrize("frame", range(1, FRAMES))  # the first pixel frame that changes
+each_step = pytest.mark.parametrize("step", range(STEPS))  # the first code step that changes, from 0
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ldm():
+    return tiny_ldm()
+
+
+def after(old: torch.Tensor, start: int, dim: int, seed: int = 7) -> torch.Tensor:
+    """`old` with other numbers from `start` on along `dim`."""
+    new = old.clone()
+    part = new.narrow(dim, start, old.shape[dim] - start)
+    part.add_(draw(*part.shape, seed=seed))
+    return new
+
+
+def codes_of(seed: int) -> torch.Tensor:
+    """(2, K, N, G) codes of the codebook."""
+    index = torch.randint(0, 1000, (2, STEPS, QUERIES), generator=torch.Generator().manual_seed(seed))
+    return FSQ((8, 5, 5, 5)).to_codes(index)
+
+
+def other_codes(codes: torch.Tensor, step: int) -> torch.Tensor:
+    """Other codes from `step` on."""
+    return torch.cat([codes[:, :step], codes_of(99)[:, step:]], dim=1)
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+@each_frame
+def test_encoder(ldm, frame):
+    video = clip(side=SIZE)
+    before, now = ldm.features(video), ldm.features(after(video, frame, 2))
+    same = (frame - 1) // 4 + 1  # latent frame l has seen pixel frames up to 4 l
+    assert torch.equal(before[:, :, :same], now[:, :, :same])
+    assert not torch.equal(before[:, :, same], now[:, :, same])
+
+
+@each_frame
+def test_codes(ldm, frame):
+    video = clip(side=SIZE)
+    late = after(video, frame, 2)
+    before, now = ldm.query(ldm.features(video)), ldm.query(ldm.features(late))
+    same = (frame - 1) // 4  # step k (from 1) has seen pixel frames up to 4 k
+    assert torch.equal(before[:, :same], now[:, :same]) and not torch.equal(before[:, same], now[:, same])
+    index = ldm.encode(video)
+    assert torch.equal(index[:, :same], ldm.encode(late)[:, :same])
+    assert len(torch.unique(index)) > 1
+
+
+def test_codes_of_a_step_do_not_depend_on_how_long_the_clip_is(ldm):
+    video = clip(side=SIZE)
+    # Other shapes make the kernels sum in another order: 1e-6 relative, not to the bit.
+    torch.testing.assert_close(
+        ldm.query(ldm.features(video[:, :, :5])), ldm.query(ldm.features(video))[:, :1], atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(ldm.features(video[:, :, :1]), ldm.features(video)[:, :, :1], atol=2e-6, rtol=1e-6)
+
+
+def test_prefix_queries_equal_a_loop_over_steps():
+    torch.manual_seed(0)
+    queries = wake(PrefixQueries(LDMConfig(**SMALL | {"query_layers": 2}), DIGITS))
+    features = draw(2, WIDTH, 4, SIZE // 4, SIZE // 4)
+    together = queries(features)
+    for k in range(1, 4):  # step k over the prefix f_0..f_k alone; other shapes, other order of sums
+        torch.testing.assert_close(queries(features[:, :, : k + 1])[:, -1], together[:, k - 1], atol=1e-5, rtol=1e-5)
+
+
+@each_step
+def test_coarse_decoder(ldm, step):
+    first, codes = draw(2, WIDTH, 1, SIZE // 4, SIZE // 4), codes_of(1)
+    before, now = ldm.decoder(first, codes), ldm.decoder(first, other_codes(codes, step))
+    same = 4 * step + 1
+    assert torch.equal(before[:, :, :same], now[:, :, :same])
+    assert not torch.equal(before[:, :, same], now[:, :, same])
+
+
+@each_step
+def test_code_history(ldm, step):
+    codes = codes_of(1)
+    before, now = ldm.decoder.history(codes), ldm.decoder.history(other_codes(codes, step))
+    assert torch.equal(before[:, : step + 1], now[:, : step + 1])
+    assert not torch.equal(before[:, step + 1], now[:, step + 1])
+
+
+# ---------------------------------------------------------------- interplay
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+@each_step
+def test_projection(layers, step):
+    torch.manual_seed(0)
+    projection = wake(Projection(ProjectionConfig(16, layers, 4), QUERIES, DIGITS, 12))
+    codes = codes_of(1)
+    before, now = projection(codes), projection(other_codes(codes, step))
+    same = step * QUERIES
+    assert torch.equal(before[:, :same], now[:, :same]) and not torch.equal(before[:, same:], now[:, same:])
+
+
+def test_masks_by_hand():
+    # Three latent frames of two tokens, two steps of one code behind the null token.
+    assert frame_mask(3, 2, torch.device("cpu")).int().tolist() == (
+        [[1, 1, 0, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 0, 0]] * 2 + [[1] * 6] * 2
+    )
+    assert code_mask(3, 2, 2, torch.device("cpu")).int().tolist() == [[1, 0, 0]] * 2 + [[1, 1, 0]] * 2 + [[1, 1, 1]] * 2
+    assert code_mask(3, 1, 4, torch.device("cpu")).int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1] * 5]
+    assert code_mask(3, 1, 0, torch.device("cpu")).int().tolist() == [[1]] * 3  # no codes yet: the prior
+    with pytest.raises(AssertionError, match="multiple of 2 code tokens for 3 latent frames, got 3"):
+        code_mask(3, 1, 3, torch.device("cpu"))
+
+
+# ---------------------------------------------------------------- VDM
+
+
+def vdm_inputs() -> dict[str, torch.Tensor]:
+    side = SIDE // 8
+    return {
+        "noisy": draw(2, LATENT, STEPS + 1, side, side, seed=1),
+        "time": torch.tensor([0.3, 0.9]),
+        "first": draw(2, LATENT, 1, side, side, seed=2),
+    }
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "change"])
+@pytest.mark.parametrize("latent", range(1, STEPS + 1))
+def test_vdm_latents(prediction, latent):
+    vdm, given = tiny_prior(prediction).vdm, vdm_inputs()
+    for context in (None, draw(2, STEPS * QUERIES, 12, seed=3)):
+        before = vdm(**given, context=context)
+        now = vdm(**given | {"noisy": after(given["noisy"], latent, 2)}, context=context)
+        assert torch.equal(before[:, :, :latent], now[:, :, :latent])
+        assert not torch.equal(before[:, :, latent], now[:, :, latent])
+
+
+@each_step
+def test_vdm_cross_attention(step):
+    vdm, given = tiny_prior().vdm, vdm_inputs()
+    context = draw(2, STEPS * QUERIES, 12, seed=3)
+    before = vdm(**given, context=context)
+    now = vdm(**given, context=after(context, step * QUERIES, 1))
+    assert torch.equal(before[:, :, : step + 1], now[:, :, : step + 1])
+    assert not torch.equal(before[:, :, step + 1], now[:, :, step + 1])
+
+
+def test_vdm_does_not_look_at_the_noisy_first_frame():
+    # Checked on the velocity prediction: where the clean change is predicted, the given frame's own velocity is noisy
+    # minus clean by definition, and nobody reads it.
+    vdm, given = tiny_prior("velocity").vdm, vdm_inputs()
+    noisy = given["noisy"].clone()
+    noisy[:, :, 0] += 1
+    assert torch.equal(vdm(**given), vdm(**given | {"noisy": noisy}))
+    assert not torch.equal(vdm(**given), vdm(**given | {"first": given["first"] + 1}))
+
+
+@pytest.mark.parametrize("part", ["codes", "coarse", "noisy", "all"])
+@each_step
+def test_dldm_velocity(part, step):
+    dldm, _ = tiny_dldm()
+    given, codes, coarse = vdm_inputs(), codes_of(1), clip(side=SIZE)
+    old = {**given, "codes": codes, "coarse": coarse}
+    changed = {
+        "codes": other_codes(codes, step),
+        "coarse": after(coarse, 4 * step + 1, 2).clamp(-1, 1),
+        "noisy": after(given["noisy"], step + 1, 2),
+    }
+    new = old | (changed if part == "all" else {part: changed[part]})
+    before, now = dldm.velocity(**old), dldm.velocity(**new)
+    assert torch.equal(before[:, :, : step + 1], now[:, :, : step + 1])
+    assert not torch.equal(before[:, :, step + 1], now[:, :, step + 1])
+
+
+@each_step
+def test_rendered_frames(step):
+    # The whole sampler with the coarse video of the same codes: frames before a step do not know it.
+    dldm, prior = tiny_dldm()
+    index = torch.randint(0, 1000, (2, STEPS, QUERIES), generator=torch.Generator().manual_seed(3))
+    late = index.clone()
+    late[:, step:] = (late[:, step:] + 500) % 1000
+    first, noise = clip(frames=1), vdm_inputs()["noisy"]
+    before, now = (dldm.render(prior.vae, first, each, noise) for each in (index, late))
+    same = 4 * step + 1
+    assert torch.equal(before[:, :, :same], now[:, :, :same]) and not torch.equal(before[:, :, same:], now[:, :, same:])
+
+
+# ---------------------------------------------------------------- VAE
+
+
+def tiny_vae(channels: tuple[int, ...]) -> VideoVAE:
+    torch.manual_seed(0)
+    vae = VideoVAE(VAEConfig(latent=LATENT, channels=channels)).eval()
+    vae.fit([clip(4, seed=9)])
+    return wake(vae)
+
+
+each_vae = pytest.mark.parametrize("channels", [(), (8, 8, 8)], ids=["linear", "network"])
+
+
+@each_vae
+@pytest.mark.parametrize("frame", [1, 4, 5])
+def test_vae_encoder(channels, frame):
+    vae, video = tiny_vae(channels), clip()
+    before, now = vae.encode(video), vae.encode(after(video, frame, 2))
+    same = (frame - 1) // 4 + 1
+    assert torch.equal(before[:, :, :same], now[:, :, :same]) and not torch.equal(before[:, :, same], now[:, :, same])
+
+
+@each_vae
+def test_vae_first_frame_alone(channels):
+    vae, video = tiny_vae(channels), clip()
+    whole, alone = vae.encode(video)[:, :, :1], vae.encode(video[:, :, :1])
+    if channels:  # convolutions over another number of frames sum in another order
+        torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-5)
+    else:
+        assert torch.equal(alone, whole)
+
+
+@each_vae
+@pytest.mark.parametrize("latent", [1, 2])
+def test_vae_decoder(channels, latent):
+    vae, latents = tiny_vae(channels), draw(2, LATENT, 3, 4, 4)
+    before, now = vae.expand(latents), vae.expand(after(latents, latent, 2))
+    same = 4 * latent - 3
+    assert torch.equal(before[:, :, :same], now[:, :, :same]) and not torch.equal(before[:, :, same], now[:, :, same])

@@ -1,0 +1,419 @@
+"""The dLDM at a tiny size: shapes, which loss teaches what, overfitting, control branch, gates, rendering, files."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import (
+    FRAMES,
+    LATENT,
+    SIDE,
+    SMALL,
+    STEPS,
+    clip,
+    draw,
+    tiny_batch,
+    tiny_config,
+    tiny_dldm,
+    tiny_ldm,
+    tiny_prior,
+    wake,
+)
+
+from vw2.console import UserError
+from vw2.models.control import ControlConfig
+from vw2.models.dldm import DLDM, JointBatch
+from vw2.models.flow import add_noise, flow_loss
+from vw2.models.ldm import LDM, LDMConfig, reconstruction_loss
+from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
+from vw2.models.renderer import (
+    DLDMRenderer,
+    LDMRenderer,
+    load_dldm,
+    load_ldm,
+    load_prior,
+    load_renderer,
+    save_dldm,
+    save_ldm,
+)
+from vw2.training.compute import generator
+from vw2.training.judge import GatesConfig, check_gates
+
+QUERIES = SMALL["queries"]
+
+
+def moving(batch: int = 4, side: int = SIDE) -> torch.Tensor:
+    """(B, 3, 9, side, side): a bright square that goes another way in each clip."""
+    video = torch.full((batch, 3, FRAMES, side, side), -0.5)
+    part = side // 4
+    for row in range(batch):
+        down, right = row // 2 % 2 * 2 - 1, row % 2 * 2 - 1
+        for t in range(FRAMES):
+            y, x = (side * 3 // 8 + sign * t * side // 24 for sign in (down, right))
+            video[row, :, t, y : y + part, x : x + part] = torch.tensor([0.9, 0.2, 0.5]).view(3, 1, 1)
+    return video
+
+
+def indices(batch: int = 2, seed: int = 0, codebook: int = 1000) -> torch.Tensor:
+    return torch.randint(0, codebook, (batch, STEPS, QUERIES), generator=generator(seed))
+
+
+def taught(module: torch.nn.Module) -> set[str]:
+    """Names of the parameters that got a gradient other than zero."""
+    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+# ---------------------------------------------------------------- shapes and losses
+
+
+def test_ldm_shapes_and_loss():
+    ldm, video = tiny_ldm(), clip(side=16)
+    features = ldm.features(video)
+    assert features.shape == (2, 16, STEPS + 1, 4, 4)
+    codes, index = ldm.quantise(features)
+    assert codes.shape == (2, STEPS, QUERIES, 4) and index.shape == (2, STEPS, QUERIES) and index.dtype == torch.int64
+    assert torch.equal(ldm.fsq.to_codes(index), codes.detach())
+    assert ldm.decoder(features[:, :, :1], codes).shape == video.shape
+    loss, logs = ldm.train()(video)
+    assert loss.isfinite() and set(logs) == {"train/recon", "codes/used"} and 1 <= logs["codes/used"] <= 8
+    loss.backward()
+    assert taught(ldm) == {name for name, _ in ldm.named_parameters()}, "the warm-up teaches everything"
+
+
+@pytest.mark.parametrize("codebook, levels", [(8, None), (4096, None), (105, (7, 5, 3))])
+def test_ldm_follows_the_codebook(codebook, levels):
+    ldm = tiny_ldm(codebook=codebook, levels=levels).train()
+    with torch.no_grad():
+        index = ldm.quantise(ldm.features(clip(8, side=16)))[1]
+    assert 0 <= index.min() and index.max() < codebook == ldm.fsq.codebook
+    assert ldm.eval().coarse(clip(frames=1), indices(codebook=codebook)).shape == (2, 3, FRAMES, 16, 16)
+
+
+def test_ldm_shrinks_what_it_is_shown():
+    ldm, video = tiny_ldm(), clip(frames=FRAMES, side=SIDE)
+    small = ldm.shrink(video)
+    torch.testing.assert_close(small, torch.nn.functional.avg_pool3d(video, (1, 2, 2)), atol=1e-6, rtol=0)
+    assert ldm.shrink(small) is small
+    assert torch.equal(ldm.encode(video), ldm.encode(small))
+    assert ldm.shrink(clip(1, 5, 48)[..., :40]).shape == (1, 3, 5, 16, 16)
+
+
+def test_wrong_sizes_end_in_a_sentence():
+    with pytest.raises(ValueError, match="dldm.size must be a multiple of 8, got 36; round it"):
+        LDMConfig(size=36)
+    with pytest.raises(ValueError, match="dldm.levels 8,8 multiply to 64 but dldm.codebook is 1000"):
+        LDMConfig(levels=(8, 8))
+    with pytest.raises(AssertionError, match=r"expected T = 1 \+ 4m frames, got 8"):
+        tiny_ldm().features(clip(frames=8, side=16))
+    with pytest.raises(AssertionError, match=r"expected T = 1 \+ 4m frames, got 7"):
+        tiny_prior().vae.encode(clip(frames=7))
+
+
+@pytest.mark.parametrize("prediction", ["change", "velocity"])
+def test_joint_loss(prediction):
+    dldm, prior = tiny_dldm(prediction=prediction)
+    batch = tiny_batch(prior)
+    assert batch.to("cpu").latents.shape == (2, LATENT, STEPS + 1, 4, 4)
+    loss, logs = dldm(batch, generator(0))
+    assert loss.isfinite() and set(logs) == {"train/denoise", "train/recon", "codes/used"}
+    torch.testing.assert_close(loss.detach(), logs["train/denoise"] + logs["train/recon"])
+    assert torch.equal(loss, dldm(batch, generator(0))[0]), "all that is drawn comes from the generator"
+    assert not torch.equal(loss, dldm(batch, generator(1))[0])
+    loss.backward()
+    assert taught(dldm) == {name for name, _ in dldm.named_parameters()}, "no parameter is left out"
+
+
+def test_joint_loss_in_bfloat16():
+    dldm, prior = tiny_dldm()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logs = dldm(tiny_batch(prior), generator(0))
+    loss.backward()
+    full = dldm(tiny_batch(prior), generator(0))[1]
+    assert loss.isfinite() and logs["train/recon"].item() == pytest.approx(full["train/recon"].item(), rel=0.05)
+    assert all(p.grad.isfinite().all() for p in dldm.parameters())
+
+
+# ---------------------------------------------------------------- what teaches what
+
+
+def reconstruction_alone(mode: str) -> tuple[DLDM, torch.Tensor]:
+    dldm, prior = tiny_dldm(reconstruction=mode)
+    video = tiny_batch(prior).video
+    features = dldm.ldm.features(video)
+    codes, _ = dldm.ldm.quantise(features)
+    return dldm, reconstruction_loss(dldm.reconstruct(features, codes), video)
+
+
+def test_reconstruction_off_teaches_nothing():
+    _, loss = reconstruction_alone("off")
+    assert loss > 0 and not loss.requires_grad
+
+
+def test_reconstruction_teaches_the_decoder_alone():
+    dldm, loss = reconstruction_alone("decoder")
+    loss.backward()
+    assert taught(dldm) == {f"ldm.decoder.{name}" for name, _ in dldm.ldm.decoder.named_parameters()}
+
+
+def test_reconstruction_reaches_the_trunk_but_never_the_codes():
+    dldm, loss = reconstruction_alone("trunk")
+    loss.backward()
+    parts = {name.split(".")[1] for name in taught(dldm)}
+    assert parts == {"encoder", "decoder"} and all(name.startswith("ldm.") for name in taught(dldm))
+    assert not taught(dldm.ldm.query), "no code parameter learns from the reconstruction"
+
+
+def gradients(mode: str, weight: float) -> dict[str, torch.Tensor]:
+    """Gradients of the whole joint loss with a weight on its reconstruction part."""
+    dldm, prior = tiny_dldm(reconstruction=mode, reconstruction_weight=weight)
+    dldm(tiny_batch(prior), generator(0))[0].backward()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in dldm.named_parameters()}
+
+
+@pytest.mark.parametrize("mode", ["off", "decoder", "trunk"])
+def test_weight_of_the_reconstruction_in_the_joint_loss(mode):
+    without, with_ = gradients(mode, 0.0), gradients(mode, 3.0)
+    moved = {name for name in without if not torch.equal(without[name], with_[name])}
+    parts = {".".join(name.split(".")[:2]) for name in moved}
+    assert parts == {"off": set(), "decoder": {"ldm.decoder"}, "trunk": {"ldm.decoder", "ldm.encoder"}}[mode]
+    denoising_alone = {
+        name.split(".")[1] for name, g in without.items() if name.startswith("ldm.") and g.abs().max() > 0
+    }
+    assert denoising_alone == {"encoder", "query"}, "denoising teaches the codes, and the decoder nothing"
+
+
+def test_nothing_flows_through_the_control_hint():
+    dldm, prior = tiny_dldm()
+    latents = tiny_batch(prior).latents
+    coarse, codes = clip(side=16).requires_grad_(), dldm.ldm.fsq.to_codes(indices()).requires_grad_()
+    dldm.velocity(
+        draw(*latents.shape), torch.full((2,), 0.7), latents[:, :, :1], codes, coarse
+    ).square().sum().backward()
+    assert coarse.grad is None and codes.grad.abs().max() > 0
+    assert taught(dldm.control) == {name for name, _ in dldm.control.named_parameters()}
+
+
+def test_codes_learn_only_through_the_projection():
+    # With the context cut, neither encoder nor queries get anything from the denoising loss.
+    dldm, prior = tiny_dldm(reconstruction="off")
+    dldm.projection.forward = lambda codes: torch.zeros(len(codes), STEPS * QUERIES, 12)
+    dldm(tiny_batch(prior), generator(0))[0].backward()
+    assert not taught(dldm.ldm) and "transformer.proj_out.weight" in taught(dldm.vdm)
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_ldm_overfits_one_batch():
+    torch.manual_seed(0)
+    ldm, video = LDM(LDMConfig(**SMALL)), moving(side=16)
+    optimiser, losses = torch.optim.AdamW(ldm.parameters(), lr=5e-3), []
+    for _ in range(80):
+        loss, _ = ldm(video)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    copy_first = reconstruction_loss(video[:, :, :1].expand_as(video), video).item()
+    assert losses[-1] < 0.5 * copy_first and losses[-1] < 0.1 * losses[0]
+
+
+def test_dldm_overfits_one_batch():
+    torch.manual_seed(0)
+    prior = tiny_prior(awake=False)
+    dldm = DLDM(tiny_config(first_noise=0.0), prior)
+    video = moving()
+    batch = JointBatch(torch.nn.functional.avg_pool3d(video, (1, 2, 2)), prior.vae.encode(video))
+    optimiser, losses = torch.optim.AdamW(dldm.parameters(), lr=5e-3), []
+    for _ in range(60):
+        loss, logs = dldm(batch, generator(0))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(logs["train/denoise"]))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+# ---------------------------------------------------------------- control branch
+
+
+def test_control_changes_nothing_at_the_start():
+    prior = tiny_prior()
+    torch.manual_seed(1)
+    dldm = DLDM(tiny_config(control=ControlConfig(blocks=2, cell=2)), prior).eval()
+    dldm.control.copy_blocks(dldm.vdm)
+    latents, coarse = tiny_batch(prior).latents, clip(side=16)
+    codes = dldm.ldm.fsq.to_codes(indices())
+    given = (draw(*latents.shape), torch.tensor([0.2, 0.9]), latents[:, :, :1])
+    with torch.no_grad():
+        plain = dldm.vdm(*given, dldm.projection(codes))
+        assert torch.equal(dldm.velocity(*given, codes, coarse), plain)
+        wake(dldm.control.zero)
+        heard = dldm.velocity(*given, codes, coarse)
+        assert not torch.equal(heard, plain)
+        assert not torch.equal(heard, dldm.velocity(*given, codes, -coarse)), "then the coarse video is heard"
+
+
+def test_control_starts_as_a_copy_and_goes_its_own_way():
+    dldm, _ = tiny_dldm(awake=False)
+    theirs = dldm.vdm.transformer
+    pairs = [(dldm.control.patch_embed, theirs.patch_embed), (dldm.control.blocks[0], theirs.transformer_blocks[0])]
+    for mine, other in pairs:
+        for one, two in zip(mine.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, two) and one is not two
+
+
+def test_control_weight_is_a_factor_and_zero_blocks_switch_it_off():
+    given, results = None, {}
+    for weight in (0.0, 1.0):
+        dldm, prior = tiny_dldm(control=ControlConfig(weight=weight, cell=2))
+        latents = tiny_batch(prior).latents
+        given = (draw(*latents.shape), torch.tensor([0.2, 0.9]), latents[:, :, :1])
+        codes = dldm.ldm.fsq.to_codes(indices())
+        with torch.no_grad():
+            results[weight] = dldm.velocity(*given, codes, clip(side=16))
+            off = dldm.vdm(*given, dldm.projection(codes))
+        assert torch.equal(results[weight], off) == (weight == 0)
+    bare, prior = tiny_dldm(control=ControlConfig(blocks=0, cell=2))
+    assert bare.control is None and not any("control" in name for name in bare.state_dict())
+    assert bare(tiny_batch(prior), generator(0))[0].isfinite()
+
+
+def test_coarse_video_of_another_size_is_refused():
+    dldm, prior = tiny_dldm(control=ControlConfig(cell=3))
+    with pytest.raises(AssertionError, match="does not fit 2 token rows"):
+        dldm(tiny_batch(prior), generator(0))
+
+
+# ---------------------------------------------------------------- VDM output
+
+
+def test_an_untrained_vdm_of_changes_copies_the_first_frame():
+    prior = tiny_prior(awake=False)
+    latents = tiny_batch(prior).latents
+    noise, time = draw(*latents.shape), torch.tensor([0.4, 0.9])
+    still = latents[:, :, :1].expand_as(latents)
+    with torch.no_grad():
+        velocity = prior.vdm(add_noise(still, noise, time), time, latents[:, :, :1])
+    assert flow_loss(velocity, still, noise) < 1e-8
+
+
+# ---------------------------------------------------------------- gates
+
+
+def healthy() -> dict:
+    value = lambda x: {"value": x, "low": None, "high": None, "n": 3}  # noqa: E731
+    return {
+        "codes.entropy_bits": 8.0,
+        "codes.used_fraction": 0.6,
+        "render.psnr": value(25.0),
+        "render.psnr_other_codes": value(20.0),
+    }
+
+
+def test_gates_let_a_healthy_run_go_on(tmp_path):
+    check_gates(healthy(), GatesConfig(), 1000, tmp_path)
+    check_gates({k: v for k, v in healthy().items() if k.startswith("codes")}, GatesConfig(), 1000, tmp_path)
+    edge = healthy() | {"codes.entropy_bits": 0.5 * 9.9658, "codes.used_fraction": 0.1}
+    check_gates(edge, GatesConfig(), 1000, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "broken, sentence",
+    [
+        ({"codes.entropy_bits": 4.9}, "the codes died: 4.90 bits of entropy, at least 4.98 expected (gates.entropy"),
+        ({"codes.used_fraction": 0.099}, "the codes died: 9.9% of the codebook in use, at least 10% expected (gates."),
+        ({"render.psnr": {"value": 20.4}}, "the codes are not listened to: a clip's own codes render it only 0.40 dB"),
+    ],
+)
+def test_gates_stop_a_broken_run_with_a_sentence(broken, sentence, tmp_path):
+    with pytest.raises(UserError) as error:
+        check_gates(healthy() | broken, GatesConfig(), 1000, tmp_path / "plot.png")
+    text = str(error.value)
+    assert text.startswith(sentence) and "plot.png" in text and "\n" not in text
+    check_gates(healthy() | broken, GatesConfig(enabled=False), 1000, tmp_path)
+
+
+# ---------------------------------------------------------------- rendering
+
+
+def test_render_is_a_function_of_frame_codes_and_noise():
+    dldm, prior = tiny_dldm()
+    renderer, first = DLDMRenderer(dldm, prior).eval(), clip(frames=1)
+    noise = torch.cat([renderer.noise(first[:1], STEPS, generator(0, i)) for i in range(2)])
+    assert noise.shape == (2, LATENT, STEPS + 1, SIDE // 8, SIDE // 8)
+    assert torch.equal(noise[:1], renderer.noise(first[:1], STEPS, generator(0, 0)))
+    video = renderer.render(first, indices(), noise)
+    assert video.shape == (2, 3, FRAMES, SIDE, SIDE) and video.abs().max() <= 1 and not video.requires_grad
+    assert torch.equal(video, renderer.render(first, indices(), noise)), "deterministic"
+    for other in ((first.flip(0), indices(), noise), (first, indices(seed=1), noise), (first, indices(), -noise)):
+        assert not torch.equal(video, renderer.render(*other))
+    known = prior.vae.decode(prior.vae.encode(first))
+    torch.testing.assert_close(video[:, :, :1], known, atol=1e-5, rtol=0)
+    assert renderer.render(first, indices()[:, :1], noise[:, :, :2]).shape == (2, 3, 5, SIDE, SIDE)
+
+
+def test_plain_ldm_renders_with_its_coarse_decoder():
+    renderer, first = LDMRenderer(tiny_ldm()).eval(), clip(frames=1)
+    noise = torch.cat([renderer.noise(first[:1], STEPS, generator(0, i)) for i in range(2)])
+    video = renderer.render(first, indices(), noise)
+    assert video.shape == (2, 3, FRAMES, SIDE, SIDE) and video.abs().max() <= 1
+    assert torch.equal(video[:, :, :1], first), "the given first frame stays sharp"
+    coarse = renderer.ldm.coarse(first, indices())
+    large = torch.nn.functional.interpolate(coarse[0].transpose(0, 1), scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(video[0, :, 1:], large.transpose(0, 1)[:, 1:])
+    assert torch.equal(video, renderer.render(first, indices(), torch.ones(1))), "there is nothing to draw"
+
+
+# ---------------------------------------------------------------- files
+
+
+def same_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    left, right = one.state_dict(), two.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_ldm_files(tmp_path):
+    ldm = tiny_ldm(codebook=105, levels=(7, 5, 3)).train()
+    ldm(clip(side=16))  # moves the running statistics of the quantiser, which are part of what codes mean
+    save_ldm(ldm.eval(), tmp_path)
+    loaded = load_ldm(tmp_path)
+    assert loaded.config == ldm.config and same_weights(ldm, loaded) and not loaded.training
+    assert torch.equal(loaded.encode(clip()), ldm.encode(clip()))
+    assert isinstance(load_renderer(tmp_path, tmp_path / "no prior needed"), LDMRenderer)
+
+
+@pytest.mark.parametrize("channels", [(), (8, 8, 8)], ids=["linear", "network"])
+def test_prior_files(tmp_path, channels):
+    torch.manual_seed(0)
+    vdm = VDMConfig(heads=2, head_width=16, layers=1, adaln_rank=4, context=12)
+    prior = type(tiny_prior())(PriorModelConfig(VAEConfig(LATENT, channels), vdm)).eval()
+    prior.vae.fit([clip(4, seed=9)])
+    wake(prior)
+    prior.save(tmp_path / "one", {"seed": 3})
+    loaded = load_prior(tmp_path / "one")
+    assert loaded.config == prior.config and not loaded.training
+    for name, value in prior.state_dict().items():  # kept in bfloat16
+        assert torch.equal(loaded.state_dict()[name], value.to(torch.bfloat16).float()), name
+    assert not any(p.requires_grad for p in loaded.vae.parameters())
+    assert all(p.requires_grad for p in loaded.vdm.parameters())
+    loaded.save(tmp_path / "two", {"seed": 3})
+    for file in ("vae.safetensors", "transformer.safetensors", "config.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_dldm_files(tmp_path):
+    tiny_prior().save(tmp_path / "prior", {})
+    prior = load_prior(tmp_path / "prior")
+    dldm = wake(DLDM(tiny_config(reconstruction="trunk"), prior), 2).eval()
+    save_dldm(dldm, tmp_path / "dldm")
+    one, two = DLDMRenderer(dldm, prior), load_renderer(tmp_path / "dldm", tmp_path / "prior")
+    assert isinstance(two, DLDMRenderer) and two.dldm.config == dldm.config and not two.training
+    assert same_weights(one, two)
+    noise = draw(2, LATENT, STEPS + 1, 4, 4)
+    assert torch.equal(one.render(clip(frames=1), indices(), noise), two.render(clip(frames=1), indices(), noise))
+    # The joint stage has changed the VDM: it comes from the dLDM's file, the prior's own weights are not used for it.
+    other = copy.deepcopy(prior)
+    wake(other.vdm, 5)
+    other.save(tmp_path / "other", {})
+    assert same_weights(one.dldm, load_dldm(tmp_path / "dldm", tmp_path / "other").dldm)

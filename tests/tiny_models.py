@@ -1,0 +1,79 @@
+"""LDM, prior and dLDM of a few thousand parameters, awake: no weight is left at a zero that would hide a path."""
+
+import torch
+from torch import nn
+
+from vw2.models.control import ControlConfig
+from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
+from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.prior import Prior, PriorModelConfig, VAEConfig, VDMConfig
+from vw2.models.projection import ProjectionConfig
+from vw2.training.compute import generator
+
+SMALL = {
+    "codebook": 1000,
+    "queries": 2,
+    "size": 16,
+    "width": 16,
+    "query_width": 16,
+    "query_layers": 1,
+    "max_steps": 4,
+}
+SIDE, FRAMES, STEPS, LATENT = 32, 9, 2, 6  # pixels, T, K, latent channels
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers that depend on shape and seed alone."""
+    return torch.randn(shape, generator=generator(seed))
+
+
+def clip(batch: int = 2, frames: int = FRAMES, side: int = SIDE, seed: int = 0) -> torch.Tensor:
+    """(B, 3, T, side, side) in [-1, 1]."""
+    return torch.rand(batch, 3, frames, side, side, generator=generator(seed)) * 2 - 1
+
+
+def wake(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
+    """Add noise to every parameter."""
+    rng = generator(seed, 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=rng))
+    return module
+
+
+def tiny_ldm(**changes) -> LDM:
+    torch.manual_seed(0)
+    return wake(LDM(LDMConfig(**SMALL | changes))).eval()
+
+
+def tiny_prior(prediction: str = "change", layers: int = 2, awake: bool = True) -> Prior:
+    torch.manual_seed(0)
+    vdm = VDMConfig(heads=2, head_width=16, layers=layers, adaln_rank=4, context=12, prediction=prediction)
+    prior = Prior(PriorModelConfig(VAEConfig(latent=LATENT), vdm)).eval()
+    prior.vae.fit([clip(4, seed=9)])
+    prior.vae.requires_grad_(False)
+    if awake:
+        wake(prior.vdm)
+    return prior
+
+
+def tiny_config(**changes) -> DLDMConfig:
+    parts = {"projection": ProjectionConfig(width=16, layers=1, max_steps=4), "control": ControlConfig(cell=2)}
+    return DLDMConfig(**SMALL | parts | {"sampling_steps": 2} | changes)
+
+
+def tiny_dldm(awake: bool = True, prediction: str = "change", **changes) -> tuple[DLDM, Prior]:
+    """A dLDM in eval mode and its prior; asleep it is as `stages.train_dldm` starts it, with a pretrained VDM."""
+    prior = tiny_prior(prediction)
+    torch.manual_seed(1)
+    dldm = DLDM(tiny_config(**changes), prior).eval()
+    if dldm.control is not None:
+        dldm.control.copy_blocks(dldm.vdm)
+    return (wake(dldm, 2) if awake else dldm), prior
+
+
+def tiny_batch(prior: Prior, batch: int = 2, seed: int = 0) -> JointBatch:
+    """What the joint stage eats: the same random clips shrunken, and as latents."""
+    video = clip(batch, seed=seed)
+    small = torch.nn.functional.avg_pool3d(video, (1, 2, 2))
+    return JointBatch(small, prior.vae.encode(video))
