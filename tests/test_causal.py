@@ -37,9 +37,9 @@ def no_grad():
         yield
 
 
-@pytest.fixture(scope="module")
-def ldm():
-    return tiny_ldm()
+@pytest.fixture(scope="module", params=["features", "change"])  # what the queries see
+def ldm(request):
+    return tiny_ldm(query_view=request.param)
 
 
 def after(old: torch.Tensor, start: int, dim: int, seed: int = 7) -> torch.Tensor:
@@ -94,9 +94,10 @@ def test_codes_of_a_step_do_not_depend_on_how_long_the_clip_is(ldm):
     torch.testing.assert_close(ldm.features(video[:, :, :1]), ldm.features(video)[:, :, :1], atol=2e-6, rtol=1e-6)
 
 
-def test_prefix_queries_equal_a_loop_over_steps():
+@pytest.mark.parametrize("view", ["features", "change"])
+def test_prefix_queries_equal_a_loop_over_steps(view):
     torch.manual_seed(0)
-    queries = wake(PrefixQueries(LDMConfig(**SMALL | {"query_layers": 2}), DIGITS))
+    queries = wake(PrefixQueries(LDMConfig(**SMALL | {"query_layers": 2, "query_view": view}), DIGITS))
     features = draw(2, WIDTH, 4, SIZE // 4, SIZE // 4)
     together = queries(features)
     for k in range(1, 4):  # step k over the prefix f_0..f_k alone; other shapes, other order of sums

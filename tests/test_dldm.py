@@ -23,7 +23,7 @@ from tiny_models import (
 from vw2.console import UserError
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
-from vw2.models.flow import add_noise, flow_loss
+from vw2.models.flow import add_noise, flow_loss, sample
 from vw2.models.ldm import LDM, LDMConfig, reconstruction_loss
 from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
 from vw2.models.renderer import (
@@ -204,34 +204,53 @@ def test_codes_learn_only_through_the_projection():
 # ---------------------------------------------------------------- learning
 
 
-def test_ldm_overfits_one_batch():
+def test_codes_are_alive_from_the_first_step():
+    # Pooled over the slots of a clip even codes that say nothing look alive; so look at each slot alone.
     torch.manual_seed(0)
-    ldm, video = LDM(LDMConfig(**SMALL)), moving(side=16)
-    optimiser, losses = torch.optim.AdamW(ldm.parameters(), lr=5e-3), []
-    for _ in range(80):
-        loss, _ = ldm(video)
+    ldm = LDM(LDMConfig(**SMALL))
+    with torch.no_grad():
+        index = ldm.quantise(ldm.features(clip(16, side=16)))[1]  # 16 clips: 4 bits at most
+    for slot in index.flatten(1).T:
+        share = torch.unique(slot, return_counts=True)[1] / len(slot)
+        assert -(share * share.log2()).sum() > 2
+
+
+def fit(model, batch, steps: int, key: str) -> list[float]:
+    """Losses of some AdamW steps on one batch."""
+    optimiser, losses = torch.optim.AdamW(model.parameters(), lr=5e-3), []
+    for _ in range(steps):
+        loss, logs = batch(model)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(loss.item())
-    copy_first = reconstruction_loss(video[:, :, :1].expand_as(video), video).item()
-    assert losses[-1] < 0.5 * copy_first and losses[-1] < 0.1 * losses[0]
+        losses.append(float(logs[key]))
+    return losses
+
+
+def test_ldm_overfits_one_batch_by_its_codes():
+    # Four clips with the same first frame: only codes can tell which way the square goes.
+    torch.manual_seed(0)
+    ldm, video = LDM(LDMConfig(**SMALL)), moving(side=16)
+    losses = fit(ldm, lambda model: model(video), 80, "train/recon")
+    assert losses[0] == pytest.approx(reconstruction_loss(video[:, :, :1].expand_as(video), video).item(), rel=1e-5), (
+        "an untrained decoder copies the first frame"
+    )
+    assert losses[-1] < 0.2 * losses[0]
+    with torch.no_grad():
+        features = ldm.features(video)
+        codes, index = ldm.quantise(features)
+        other = ldm.decoder(video[:, :, :1], features[:, :, :1], codes.flip(0))
+    assert len(torch.unique(index.flatten(1), dim=0)) == 4
+    assert reconstruction_loss(other, video) > 3 * losses[-1], "the decoder listens"
 
 
 def test_dldm_overfits_one_batch():
     torch.manual_seed(0)
     prior = tiny_prior(awake=False)
-    dldm = DLDM(tiny_config(first_noise=0.0), prior)
-    video = moving()
+    dldm, video = DLDM(tiny_config(first_noise=0.0), prior), moving()
     batch = JointBatch(torch.nn.functional.avg_pool3d(video, (1, 2, 2)), prior.vae.encode(video))
-    optimiser, losses = torch.optim.AdamW(dldm.parameters(), lr=5e-3), []
-    for _ in range(60):
-        loss, logs = dldm(batch, generator(0))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(logs["train/denoise"]))
-    assert losses[-1] < 0.3 * losses[0]
+    losses = fit(dldm, lambda model: model(batch, generator(0)), 30, "train/denoise")
+    assert losses[-1] < 0.1 * losses[0]
 
 
 # ---------------------------------------------------------------- control branch
@@ -296,6 +315,17 @@ def test_an_untrained_vdm_of_changes_copies_the_first_frame():
     with torch.no_grad():
         velocity = prior.vdm(add_noise(still, noise, time), time, latents[:, :, :1])
     assert flow_loss(velocity, still, noise) < 1e-8
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_sampling_ends_at_the_predicted_change(steps):
+    # A VDM that always says the right change: no noise may be left over.
+    prior = tiny_prior(awake=False)
+    latents = tiny_batch(prior).latents
+    first = latents[:, :, :1]
+    velocity = lambda noisy, time: prior.vdm.to_velocity(latents - first, noisy, time, first)  # noqa: E731
+    result = sample(velocity, draw(*latents.shape), first, steps, tiny_config().sampling_shift)
+    torch.testing.assert_close(result, latents, atol=1e-4, rtol=0)
 
 
 # ---------------------------------------------------------------- gates

@@ -1,5 +1,6 @@
 """Rectified flow: x_t = (1 - t) x_0 + t noise, velocity v = noise - x_0, from noise (t = 1) to data (t = 0)."""
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
@@ -44,7 +45,7 @@ def sample(velocity, noise: Tensor, first: Tensor, steps: int, shift: float) -> 
     Returns: (B, C, L, h, w) whose first frame is `first`.
     """
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))  # its own grid spends the last step on nothing
     latents = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
         time = torch.full((len(latents),), float(sigma))
