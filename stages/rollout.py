@@ -117,7 +117,7 @@ def main(
             for name in ("vw2", *CONTROLS):
                 frames = np.stack([f for _, f in read_frames(place.rollout / name / f"{video}_0.mp4")])
                 sheet.append((name.replace("_", " "), frames))
-        write_sheet(place.plots / "rollout.png", sheet, columns=14, side=64)
+        write_sheet(place.plots / "rollout.png", sheet, columns=12, side=64)
     clear(folder)
 
 

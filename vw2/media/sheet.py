@@ -83,6 +83,7 @@ def contact_sheet(
 
 
 def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]], columns: int = 9, side: int = 128, title: str = ""):
-    """`contact_sheet` into a PNG file, written whole or not at all."""
+    """`contact_sheet` into a PNG file, written whole or not at all; 256 colours, a third of the size in Git."""
+    picture = contact_sheet(rows, columns, side, title)
     with atomic_file(Path(path)) as temporary:
-        contact_sheet(rows, columns, side, title).save(temporary, format="PNG")
+        picture.quantize(256, dither=Image.Dither.NONE).save(temporary, format="PNG", optimize=True)

@@ -105,9 +105,7 @@ class Run:
     def update(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor]) -> None:
         """Backward, clip, step, schedule, log, checkpoint."""
         if not torch.isfinite(loss):
-            raise UserError(
-                f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate"
-            )
+            raise UserError(f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate")
         factor = warmup_decay(self.step, self.config.warmup, self.config.steps)
         for slot, group in zip(self.optimizer.param_groups, self.groups, strict=True):
             slot["lr"] = self.config.lr * factor * group.factor if self.step >= group.begin else 0.0
