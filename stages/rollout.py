@@ -52,6 +52,7 @@ def from_image(image: Path, instruction: str, place, config: RolloutConfig, stor
     keys = [f"{image.stem}/{s}" for s in range(n)]
     written = write_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
     rows = [Row(f"{image.stem}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
+    Path("rollouts").mkdir(exist_ok=True)
     for step in render_batch(renderer, rows, seed):
         if not isinstance(step, int):
             for row, frames in zip(rows, step, strict=True):
