@@ -72,7 +72,7 @@ def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
     return dldm, DLDMRenderer(dldm, prior)
 
 
-def train(accelerator, dldm: DLDM, clips: SmallClips, latents, config: JointConfig, seed: int, folder: Path) -> Run:
+def train(accelerator, dldm: DLDM, vae, clips, latents, config: JointConfig, seed: int, folder: Path) -> Run:
     """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
     ldm, listeners = dldm.ldm, [dldm.projection, dldm.vdm]
     groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
@@ -85,7 +85,7 @@ def train(accelerator, dldm: DLDM, clips: SmallClips, latents, config: JointConf
         items = batch_indices(seed, step, config.optim.batch, len(clips))
         batch = JointBatch(clips.batch(items), latents[items])
         with accelerator.autocast():
-            loss, logs = dldm(batch, generator(seed, 7, step))
+            loss, logs = dldm(batch, vae, generator(seed, 7, step))
         work.update(loss, logs)
     return work
 
@@ -114,7 +114,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         rows = store.select(split="train")
         latents = cache_latents(store, rows, renderer.prior.vae, folder / "latents.npy")
         clips = SmallClips(store, rows, dldm_config.ldm.size)
-        work = train(accelerator, dldm, clips, latents, config, seed, folder)
+        work = train(accelerator, dldm, renderer.prior.vae, clips, latents, config, seed, folder)
         renderer.eval()
         joint = encode_rows(dldm.ldm, store, judged)
         figures = code_figures(joint, levels) | {"codes.changed_fraction": changed_fraction(warm, joint)}

@@ -21,9 +21,9 @@ from tiny_models import (
 
 from vw2.models.attention import code_mask, frame_mask
 from vw2.models.fsq import FSQ
-from vw2.models.ldm import LDMConfig, PrefixQueries
 from vw2.models.prior import VAEConfig, VideoVAE
 from vw2.models.projection import Projection, ProjectionConfig
+from vw2.models.queries import PrefixQueries
 
 SIZE, QUERIES, DIGITS, WIDTH = SMALL["size"], SMALL["queries"], 4, SMALL["width"]
 each_frame = pytest.mark.parametrize("frame", range(1, FRAMES))  # the first pixel frame that changes
@@ -97,7 +97,7 @@ def test_codes_of_a_step_do_not_depend_on_how_long_the_clip_is(ldm):
 @pytest.mark.parametrize("view", ["features", "change"])
 def test_prefix_queries_equal_a_loop_over_steps(view):
     torch.manual_seed(0)
-    queries = wake(PrefixQueries(LDMConfig(**SMALL | {"query_layers": 2, "query_view": view}), DIGITS))
+    queries = wake(PrefixQueries(2, DIGITS, WIDTH, (SIZE // 4) ** 2, width=16, layers=2, view=view, max_steps=4))
     features = draw(2, WIDTH, 4, SIZE // 4, SIZE // 4)
     together = queries(features)
     for k in range(1, 4):  # step k over the prefix f_0..f_k alone; other shapes, other order of sums
@@ -190,15 +190,16 @@ def test_vdm_does_not_look_at_the_noisy_first_frame():
     assert not torch.equal(vdm(**given), vdm(**given | {"first": given["first"] + 1}))
 
 
-@pytest.mark.parametrize("part", ["codes", "coarse", "noisy", "all"])
+@pytest.mark.parametrize("part", ["codes", "hint", "noisy", "all"])
 @each_step
 def test_dldm_velocity(part, step):
     dldm, _ = tiny_dldm()
-    given, codes, coarse = vdm_inputs(), codes_of(1), clip(side=SIZE)
-    old = {**given, "codes": codes, "coarse": coarse}
+    given, codes = vdm_inputs(), codes_of(1)
+    hint = draw(*given["noisy"].shape, seed=5)
+    old = {**given, "codes": codes, "hint": hint}
     changed = {
         "codes": other_codes(codes, step),
-        "coarse": after(coarse, 4 * step + 1, 2).clamp(-1, 1),
+        "hint": after(hint, step + 1, 2),
         "noisy": after(given["noisy"], step + 1, 2),
     }
     new = old | (changed if part == "all" else {part: changed[part]})

@@ -17,6 +17,7 @@ SMALL = {
     "width": 16,
     "query_width": 16,
     "query_layers": 1,
+    "history_width": 16,
     "max_steps": 4,
 }
 SIDE, FRAMES, STEPS, LATENT = 32, 9, 2, 6  # pixels, T, K, latent channels
@@ -58,7 +59,7 @@ def tiny_prior(prediction: str = "change", layers: int = 2, awake: bool = True) 
 
 
 def tiny_config(**changes) -> DLDMConfig:
-    parts = {"projection": ProjectionConfig(width=16, layers=1, max_steps=4), "control": ControlConfig(cell=2)}
+    parts = {"projection": ProjectionConfig(width=16, layers=1, max_steps=4), "control": ControlConfig()}
     return DLDMConfig(**SMALL | parts | {"sampling_steps": 2} | changes)
 
 

@@ -12,11 +12,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, sample
 from vw2.models.ldm import LDM, LDMConfig, reconstruction_loss
-from vw2.models.prior import Prior
+from vw2.models.prior import SIDE, Prior
 from vw2.models.projection import Projection, ProjectionConfig
 
 
@@ -40,6 +41,11 @@ class DLDMConfig(LDMConfig):
         return LDMConfig(**{each.name: getattr(self, each.name) for each in fields(LDMConfig)})
 
 
+def pixels(latents: Tensor) -> tuple[int, int]:
+    """Height and width of the video that latents (..., h, w) stand for."""
+    return latents.shape[-2] * SIDE, latents.shape[-1] * SIDE
+
+
 @dataclass
 class JointBatch:
     """One batch of the joint stage."""
@@ -61,13 +67,23 @@ class DLDM(nn.Module):
         self.vdm = prior.vdm
         digits = len(config.ldm.resolved())
         self.projection = Projection(config.projection, config.ldm.queries, digits, prior.config.vdm.context)
-        self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
+        latent = prior.config.vae.latent
+        self.control = ControlBranch(config.control, self.vdm, latent) if config.control.blocks else None
 
-    def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, coarse: Tensor) -> Tensor:
-        """The VDM's velocity given codes (B, K, N, G) and coarse video; arguments as in VDM.forward."""
-        tokens = self.projection(codes)
-        control = self.control(self.vdm, noisy, time, first, tokens, coarse) if self.control is not None else None
-        return self.vdm(noisy, time, first, tokens, control)
+    def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor) -> Tensor:
+        """The VDM's velocity given codes (B, K, N, G) and hint (see `hint`); other arguments as in VDM.forward."""
+        tokens, branch = self.projection(codes), self.control
+        control = branch(self.vdm, noisy, time, first, tokens, hint) if branch is not None else None
+        guess = first + hint.detach() if branch is not None and self.config.control.skip else None
+        return self.vdm(noisy, time, first, tokens, control, guess)
+
+    @staticmethod
+    def hint(vae, coarse: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 3, T, ...) coarse video -> (B, C, L, h, w) how its latents differ from those of its first frame."""
+        flat = coarse.transpose(1, 2).flatten(0, 1)
+        large = interpolate(flat, size=size, mode="bilinear", antialias=False)
+        video = large.unflatten(0, (len(coarse), -1)).transpose(1, 2)
+        return vae.encode(video) - vae.encode(video[:, :, :1])
 
     def reconstruct(self, frame: Tensor, features: Tensor, codes: Tensor) -> Tensor:
         """Coarse video from f_0 and detached codes, with the gradients that `reconstruction` allows."""
@@ -75,18 +91,25 @@ class DLDM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
             return self.ldm.decoder(frame, first, codes.detach())
 
-    def forward(self, batch: JointBatch, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs)."""
+    def forward(self, batch: JointBatch, vae, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs).
+
+        Args:
+            vae: the frozen VideoVAE that `batch.latents` come from.
+            rng: of noise and noise levels.
+        """
         clean = batch.latents
         features = self.ldm.features(batch.video)
         codes, index = self.ldm.quantise(features)
         coarse = self.reconstruct(batch.video[:, :, :1], features, codes)
-        recon = reconstruction_loss(coarse, batch.video)
+        recon = reconstruction_loss(coarse, batch.video, self.config.pixel_motion_weight)
         noise = torch.randn(clean.shape, generator=rng)
         time = draw_time(len(clean), self.config.time_shift, rng)
         jitter = self.config.first_noise * torch.rand(len(clean), 1, 1, 1, 1, generator=rng)
         first = clean[:, :, :1] + jitter * torch.randn(clean[:, :, :1].shape, generator=rng)
-        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse)
+        with torch.no_grad():
+            hint = self.hint(vae, coarse, pixels(clean))
+        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, hint)
         denoise = flow_loss(velocity.float(), clean, noise, motion_weight(clean, self.config.motion_weight))
         loss = denoise + self.config.reconstruction_weight * recon
         used = torch.unique(index).numel()
@@ -104,6 +127,7 @@ class DLDM(nn.Module):
         Returns: (B, 3, T, H, W) in [-1, 1].
         """
         first = vae.encode(first_frame)
-        codes, coarse = self.ldm.fsq.to_codes(index), self.ldm.coarse(first_frame, index)
-        velocity = lambda x, t: self.velocity(x, t, first, codes, coarse)  # noqa: E731
+        codes = self.ldm.fsq.to_codes(index)
+        hint = self.hint(vae, self.ldm.coarse(first_frame, index), first_frame.shape[-2:])
+        velocity = lambda x, t: self.velocity(x, t, first, codes, hint)  # noqa: E731
         return vae.decode(sample(velocity, noise, first, self.config.sampling_steps, self.config.sampling_shift))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vw2.models.ldm import CrossAttention
+from vw2.models.layers import CrossAttention
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,10 @@ class Painter:
         self.polygon(corners + lifted, colour)
 
     def hand(self, tip: np.ndarray, side: str) -> None:
-        """An arm from the side of the table to the finger tips at `tip`."""
+        """An arm from the side of the table to the finger tips at `tip`; none once they are beyond its anchor."""
         away = ANCHORS[side] - tip
+        if away @ ANCHORS[side] < 0:
+            return
         along = away / max(np.linalg.norm(away), 1e-6)
         across = np.array([-along[1], along[0]]) * (1 if side == "left" else -1)
         wrist, palm = tip + 0.26 * along, tip + 0.15 * along

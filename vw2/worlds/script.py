@@ -151,13 +151,24 @@ class Script:
             height = 0.10 * np.sin(np.pi * u)
             self.blocks[index] = (tuple(place), size, colour, float(height))
             self.hand = (place + np.array([0, -height]), side)
-            self.emit("carry", busy=i < frames)
+            self.emit("carry", busy=True)
         self.blocks[index] = (tuple(goal), size, colour, 0.0)
 
 
 def ease(u: float) -> float:
     """Smooth start and stop."""
     return u * u * (3 - 2 * u)
+
+
+def mistake(rng: np.random.Generator, steps: int, pairs: set[int]) -> tuple[int, bool]:
+    """The step that goes wrong in a failed demonstration, and whether it is forgotten (else done wrongly).
+
+    Args:
+        pairs: steps that may change places with the next one. Of such a pair the second is forgotten, as without the
+            first the second looks like a good first.
+    """
+    wrong, forgets = int(rng.integers(steps)), bool(rng.random() < 0.4)
+    return (wrong + 1 if forgets and wrong in pairs else wrong), forgets
 
 
 def random_pose(rng: np.random.Generator) -> Pose:
@@ -173,7 +184,8 @@ def paper_script(rng: np.random.Generator, task: str, sheet: Sheet, failed: bool
     script = Script(rng, random_pose(rng), sheet)
     script.idle(script.pace(1, 8))
     steps = KEY_STEPS[task]
-    wrong = int(rng.integers(0, len(steps))) if failed else -1
+    pairs = {k for k in range(len(steps) - 1) if len(steps[k]) == 2 and steps[k] == steps[k + 1]}
+    wrong, forgets = mistake(rng, len(steps), pairs) if failed else (-1, False)
     first_side = 0
     spoiled = False
     for k, choices in enumerate(steps):
@@ -184,8 +196,8 @@ def paper_script(rng: np.random.Generator, task: str, sheet: Sheet, failed: bool
             fold = choices[first_side]
         if k == wrong:
             spoiled = True
-            if rng.random() < 0.4:
-                continue  # the fold is forgotten
+            if forgets:
+                continue
             fold = Fold(fold.normal, fold.offset + float(rng.choice([-1, 1]) * rng.uniform(0.06, 0.12)), fold.name)
             tilt = rng.choice([-1, 1]) * rng.uniform(0.25, 0.5)
             c, s = np.cos(tilt), np.sin(tilt)
@@ -217,13 +229,13 @@ def block_script(rng: np.random.Generator, task: str, failed: bool) -> list[Fram
     order = list(range(len(parts)))
     if task != "block_tower" and rng.random() < 0.5:
         order[0], order[1] = order[1], order[0]  # the two legs
-    wrong = int(rng.integers(len(parts))) if failed else -1
+    wrong, forgets = mistake(rng, len(parts), {0} if task != "block_tower" else set()) if failed else (-1, False)
     spoiled = False
     for done, i in enumerate(order):
         goal = np.array(parts[i][1]) + shift
         if done == wrong:
             spoiled = True
-            if rng.random() < 0.4:
+            if forgets:
                 continue
             goal = goal + rng.choice([-1, 1], 2) * rng.uniform(0.15, 0.3, 2)
         script.carry(i, goal)
