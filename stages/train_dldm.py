@@ -1,6 +1,7 @@
 """Train the dLDM jointly: codes learn from the denoising loss of the pretrained VDM (VideoWorld 2, sec. 3 and 5.5).
 
-In:  data/clips, data/truth.parquet, data/warmup, data/prior; params groups seed, compute, dldm, train_dldm, gates.
+In:  data/clips, data/truth.parquet, data/warmup, data/prior; params groups seed, compute, prior, dldm, train_dldm,
+     gates.
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
      plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance).
 Time and memory at the committed sizes: 15 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
@@ -9,6 +10,7 @@ to stops with one sentence and the picture. Interrupted runs go on where they st
 Tiny run: python -m stages.preset smoke && dvc repro train_dldm
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from vw2.evaluation.codes import changed_fraction
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
 from vw2.models.renderer import DLDMRenderer, load_ldm, load_prior, save_dldm
-from vw2.provenance import runtime, write_metrics
+from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.clipset import SmallClips, cache_latents
 from vw2.training.compute import ComputeConfig, generator, start
@@ -103,6 +105,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
+    made = json.loads((PRIOR / "config.json").read_text())["record"]
+    check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     store = ClipStore(CLIPS)
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vw2 import provenance
+from vw2.console import UserError
 
 
 def _read(path):
@@ -79,3 +80,12 @@ def test_runtime_of_a_failure_is_not_recorded(tmp_path):
         with provenance.runtime("clip", root=tmp_path):
             raise RuntimeError
     assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_frozen_output_of_other_parameters_is_refused():
+    made = {"clips": 8, "vdm": {"betas": (0.9, 0.99), "lr": 1e-3}}
+    provenance.check_record(made, {"clips": 8.0, "vdm": {"betas": [0.9, 0.99], "lr": 1e-3}}, "prior", "make it")
+    with pytest.raises(UserError, match=r"prior\.vdm\.lr 0\.001, params\.yaml says 0\.002.*: make it"):
+        provenance.check_record(made, {"clips": 8, "vdm": {"betas": [0.9, 0.99], "lr": 2e-3}}, "prior", "make it")
+    with pytest.raises(UserError, match="prior.more None, params.yaml says 1"):
+        provenance.check_record(made, {**made, "more": 1}, "prior", "make it")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vw2.console import UserError
 from vw2.scratch import atomic_file
 
 DIGITS = 6  # significant digits: below the noise of any metric, above float formatting differences
@@ -91,6 +92,27 @@ def write_metrics(
         _insert(detail, key, leaf)
     _write(Path(root) / f"{stage}.json", plain)
     _write(Path(root) / "detail" / f"{stage}.json", detail)
+
+
+def check_record(made: Mapping[str, Any], asked: Mapping[str, Any], group: str, command: str) -> None:
+    """Refuse the output of a frozen stage that was made with other parameters than those of params.yaml.
+
+    Args:
+        made, asked: nested parameters, as recorded beside the output and as params.yaml has them.
+        group: name of both, for the message.
+        command: what makes the output anew.
+    Raises: UserError naming the first parameter that differs.
+    """
+    made, asked = json.loads(json.dumps([made, asked]))  # tuples become lists
+    for key in sorted(set(made) | set(asked)):
+        one, two = made.get(key), asked.get(key)
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            check_record(one, two, f"{group}.{key}", command)
+        elif one != two:
+            raise UserError(
+                f"the frozen output in use was made with {group}.{key} {one}, params.yaml says {two}; "
+                f"set it back, or make the output anew: {command}"
+            )
 
 
 def peak_memory_gib() -> float:
