@@ -25,7 +25,6 @@ class ControlConfig:
 
     blocks: int = 1  # copied blocks (the release: 3 of 28); 0 switches the branch off
     weight: float = 1.0  # factor on the residuals (the release: 0.5)
-    skip: bool = True  # what the VDM predicts is counted from the coarse video, not from the first frame (our choice)
 
 
 class ControlBranch(nn.Module):

@@ -34,6 +34,15 @@ class DLDMConfig(LDMConfig):
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
     sampling_steps: int = 6
     sampling_shift: float = 3.0
+    sampling_start: float = 1.0  # noise level at which sampling begins, on top of the coarse video; 1 = noise alone
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.sampling_start <= 1 or self.sampling_steps < 1:
+            raise ValueError(
+                "dldm.sampling_start must lie in (0, 1] and dldm.sampling_steps be at least 1, "
+                f"got {self.sampling_start} and {self.sampling_steps}"
+            )
 
     @property
     def ldm(self) -> LDMConfig:
@@ -74,8 +83,7 @@ class DLDM(nn.Module):
         """The VDM's velocity given codes (B, K, N, G) and hint (see `hint`); other arguments as in VDM.forward."""
         tokens, branch = self.projection(codes), self.control
         control = branch(self.vdm, noisy, time, first, tokens, hint) if branch is not None else None
-        guess = first + hint.detach() if branch is not None and self.config.control.skip else None
-        return self.vdm(noisy, time, first, tokens, control, guess)
+        return self.vdm(noisy, time, first, tokens, control)
 
     @staticmethod
     def hint(vae, coarse: Tensor, size: tuple[int, int]) -> Tensor:
@@ -130,4 +138,8 @@ class DLDM(nn.Module):
         codes = self.ldm.fsq.to_codes(index)
         hint = self.hint(vae, self.ldm.coarse(first_frame, index), first_frame.shape[-2:])
         velocity = lambda x, t: self.velocity(x, t, first, codes, hint)  # noqa: E731
-        return vae.decode(sample(velocity, noise, first, self.config.sampling_steps, self.config.sampling_shift))
+        config, guess = self.config, first + hint
+        latents = add_noise(guess, noise, torch.full((len(guess),), config.sampling_start))
+        return vae.decode(
+            sample(velocity, latents, first, config.sampling_steps, config.sampling_shift, config.sampling_start)
+        )

@@ -34,18 +34,21 @@ def motion_weight(clean: Tensor, strength: float) -> Tensor:
 
 
 @torch.no_grad()
-def sample(velocity, noise: Tensor, first: Tensor, steps: int, shift: float) -> Tensor:
+def sample(velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float = 1.0) -> Tensor:
     """Integrate the flow with Euler steps (diffusers' FlowMatchEulerDiscreteScheduler).
 
     Args:
         velocity: function (x_t, t (B,)) -> velocity.
-        noise: (B, C, L, h, w) start.
+        noise: (B, C, L, h, w) what to start from: noise, or below start = 1 a guess with noise of that level.
         first: (B, C, 1, h, w) known first latent frame.
         shift: > 1 spends more steps at high noise.
+        start: noise level t of the beginning (SDEdit, arXiv 2108.01073, starts from a guess in this way).
     Returns: (B, C, L, h, w) whose first frame is `first`.
     """
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps))  # its own grid spends the last step on nothing
+    top = start / (shift - (shift - 1) * start)  # what the shift turns into `start`
+    # its own grid spends the last step on nothing
+    scheduler.set_timesteps(sigmas=np.linspace(top, top / steps, steps))
     latents = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
         time = torch.full((len(latents),), float(sigma))

@@ -183,7 +183,6 @@ class VDM(nn.Module):
         first: Tensor,
         context: Tensor | None = None,
         control: list[Tensor] | None = None,
-        guess: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity noise - clean.
 
@@ -193,7 +192,6 @@ class VDM(nn.Module):
             first: (B, C, 1, h, w) clean first latent frame.
             context: (B, K N, D) projected codes, K = L - 1 steps of N queries; none before the joint stage.
             control: residuals (B, L h w / 4, width), one per transformer block from the first on; zeros where absent.
-            guess: (B, C, L, h, w) what a predicted change starts from; without it the first frame.
         Returns: (B, C, L, h, w).
         """
         latents, times, mask = self.inputs(noisy, time, first)
@@ -212,13 +210,13 @@ class VDM(nn.Module):
             block_controlnet_hidden_states=residuals,
             return_dict=False,
         )[0]
-        return self.to_velocity(out, noisy, time, first if guess is None else guess)
+        return self.to_velocity(out, noisy, time, first)
 
-    def to_velocity(self, out: Tensor, noisy: Tensor, time: Tensor, guess: Tensor) -> Tensor:
+    def to_velocity(self, out: Tensor, noisy: Tensor, time: Tensor, first: Tensor) -> Tensor:
         """The network's output as a velocity (x_t - x_0) / t."""
         if self.config.prediction == "velocity":
             return out
-        return (noisy - (guess + out)) / time[:, None, None, None, None].clamp(min=LEAST_TIME)
+        return (noisy - (first + out)) / time[:, None, None, None, None].clamp(min=LEAST_TIME)
 
 
 class Prior(nn.Module):
