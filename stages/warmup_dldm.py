@@ -15,12 +15,13 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, run, table
+from vw2.console import UserError, console, run, table
 from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
+from vw2.models.pretrained import read_part, take_over
 from vw2.models.renderer import LDMRenderer, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -31,6 +32,7 @@ from vw2.training.judge import GatesConfig, check_gates, code_figures, encode_ro
 from vw2.training.run import Group, OptimConfig, Run
 
 CLIPS = Path("data/clips")
+PRETRAINED = Path("data/pretrained")
 OUT = Path("data/warmup")
 LOGS = Path("plots/warmup_dldm")
 PLOT = Path("plots/warmup_dldm.png")
@@ -60,14 +62,25 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
-    chosen = {"seed": seed, "ldm": asdict(dldm.ldm), "optim": asdict(config), "compute": asdict(compute)}
+    chosen = {
+        "use": values["pretrain_dldm"]["use"],
+        "seed": seed,
+        "ldm": asdict(dldm.ldm),
+        "optim": asdict(config),
+        "compute": asdict(compute),
+    }
     store = ClipStore(CLIPS)
-    folder = scratch_dir("warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json"], code))
+    folder = scratch_dir(
+        "warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json", PRETRAINED], code)
+    )
     with runtime("warmup_dldm"):
         rows = store.select(split="train")
         if not rows:
             raise UserError(f"{CLIPS} holds no clip of split train; give some videos that split")
         ldm = LDM(dldm.ldm)
+        if values["pretrain_dldm"]["use"]:
+            left = take_over(ldm, read_part(PRETRAINED, "ldm"))
+            console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         work = train(accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM")
         ldm.eval()
         judged = pick_clips(store, "train", 2, seed)
