@@ -68,7 +68,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     frames, seen = values["prior"]["frames"], values["prior"]["clips"]
     table("pretrain_dldm", asdict(dldm_config) | asdict(config))
     accelerator = start(compute, seed)
-    chosen = {"seed": seed, "craft": asdict(craft), "dldm": asdict(dldm_config), **asdict(config)}
+    trained = {key: value for key, value in asdict(dldm_config).items() if not key.startswith("sampling_")}
+    chosen = {"seed": seed, "craft": asdict(craft), "dldm": trained, **asdict(config)}
     folder = scratch_dir("pretrain_dldm", fingerprint(chosen, [PRIOR], []))
     with runtime("pretrain_dldm"):
         store = corpus(craft, seen, config.clips, frames, folder / "corpus", worker_count(values.get("runtime") or {}))
