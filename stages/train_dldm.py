@@ -90,7 +90,7 @@ def train(accelerator, dldm: DLDM, vae, clips, latents, config: JointConfig, see
     ldm.spread.eval()
     for step in work:
         items = batch_indices(seed, step, config.optim.batch, len(clips))
-        batch = JointBatch(clips.batch(items), latents[items])
+        batch = JointBatch(clips.batch(items), clips.ends(items), latents[items])
         with accelerator.autocast():
             loss, logs = dldm(batch, vae, generator(seed, 7, step))
         work.update(loss, logs)

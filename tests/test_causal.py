@@ -107,7 +107,7 @@ def test_prefix_queries_equal_a_loop_over_steps(view):
 @each_step
 def test_coarse_decoder(ldm, step):
     frame, first, codes = clip(frames=1, side=SIZE), draw(2, WIDTH, 1, SIZE // 4, SIZE // 4), codes_of(1)
-    before, now = (ldm.decoder(frame, first, each) for each in (codes, other_codes(codes, step)))
+    before, now = (ldm.decoder(first, each).over(frame) for each in (codes, other_codes(codes, step)))
     same = 4 * step + 1
     assert torch.equal(before[:, :, :same], now[:, :, :same])
     assert not torch.equal(before[:, :, same], now[:, :, same])

@@ -24,7 +24,7 @@ from vw2.console import UserError
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import add_noise, flow_loss, sample
-from vw2.models.ldm import LDM, LDMConfig, reconstruction_loss
+from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
 from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
 from vw2.models.renderer import (
     DLDMRenderer,
@@ -73,7 +73,7 @@ def test_ldm_shapes_and_loss():
     codes, index = ldm.quantise(features)
     assert codes.shape == (2, STEPS, QUERIES, 4) and index.shape == (2, STEPS, QUERIES) and index.dtype == torch.int64
     assert torch.equal(ldm.fsq.to_codes(index), codes.detach())
-    assert ldm.decoder(video[:, :, :1], features[:, :, :1], codes).shape == video.shape
+    assert ldm.decoder(features[:, :, :1], codes).over(video[:, :, :1]).shape == video.shape
     loss, logs = ldm.train()(video)
     assert loss.isfinite() and set(logs) == {"train/recon", "codes/used"} and 1 <= logs["codes/used"] <= 8
     loss.backward()
@@ -86,7 +86,7 @@ def test_ldm_follows_the_codebook(codebook, levels):
     with torch.no_grad():
         index = ldm.quantise(ldm.features(clip(8, side=16)))[1]
     assert 0 <= index.min() and index.max() < codebook == ldm.fsq.codebook
-    assert ldm.eval().coarse(clip(frames=1), indices(codebook=codebook)).shape == (2, 3, FRAMES, 16, 16)
+    assert ldm.eval().coarse(clip(frames=1), indices(codebook=codebook)).shape == (2, 3, FRAMES, SIDE, SIDE)
 
 
 def test_ldm_shrinks_what_it_is_shown():
@@ -139,9 +139,9 @@ def test_joint_loss_in_bfloat16():
 def reconstruction_alone(mode: str) -> tuple[DLDM, torch.Tensor]:
     dldm, prior = tiny_dldm(reconstruction=mode)
     video = tiny_batch(prior).video
-    features = dldm.ldm.features(video)
-    codes, _ = dldm.ldm.quantise(features)
-    return dldm, reconstruction_loss(dldm.reconstruct(video[:, :, :1], features, codes), video, 0.0)
+    codes, _ = dldm.ldm.quantise(dldm.ldm.features(video))
+    frame = video[:, :, :1]
+    return dldm, reconstruction_loss(dldm.draw(frame, codes).over(frame), video, 0.0)
 
 
 def test_reconstruction_off_teaches_nothing():
@@ -228,7 +228,7 @@ def fit(model, batch, steps: int, key: str) -> list[float]:
 def test_ldm_overfits_one_batch_by_its_codes():
     # Four clips with the same first frame: only codes can tell which way the square goes.
     torch.manual_seed(0)
-    ldm, video = LDM(LDMConfig(**SMALL)), moving(side=16)
+    ldm, video = LDM(LDMConfig(**SMALL | {"drawn_share": 0.0})), moving(side=16)
     losses = fit(ldm, lambda model: model(video), 80, "train/recon")
     copied = reconstruction_loss(video[:, :, :1].expand_as(video), video, ldm.config.pixel_motion_weight)
     assert losses[0] == pytest.approx(copied.item(), rel=1e-5), "an untrained decoder copies the first frame"
@@ -236,7 +236,7 @@ def test_ldm_overfits_one_batch_by_its_codes():
     with torch.no_grad():
         features = ldm.features(video)
         codes, index = ldm.quantise(features)
-        other = ldm.decoder(video[:, :, :1], features[:, :, :1], codes.flip(0))
+        other = ldm.decoder(features[:, :, :1], codes.flip(0)).over(video[:, :, :1])
     assert len(torch.unique(index.flatten(1), dim=0)) == 4
     assert reconstruction_loss(other, video, ldm.config.pixel_motion_weight) > 3 * losses[-1], "the decoder listens"
 
@@ -244,8 +244,9 @@ def test_ldm_overfits_one_batch_by_its_codes():
 def test_dldm_overfits_one_batch():
     torch.manual_seed(0)
     prior = tiny_prior(awake=False)
-    dldm, video = DLDM(tiny_config(first_noise=0.0), prior), moving()
-    batch = JointBatch(torch.nn.functional.avg_pool3d(video, (1, 2, 2)), prior.vae.encode(video))
+    dldm, video = DLDM(tiny_config(first_noise=0.0, drawn_share=0.0), prior), moving()
+    small = torch.nn.functional.avg_pool3d(video, (1, 2, 2))
+    batch = JointBatch(small, video[:, :, [0, -1]], prior.vae.encode(video))
     losses = fit(dldm, lambda model: model(batch, prior.vae, generator(0)), 60, "train/denoise")
     assert losses[-1] < 0.1 * losses[0]
 
@@ -296,13 +297,14 @@ def test_control_weight_is_a_factor_and_zero_blocks_switch_it_off():
     assert bare(tiny_batch(prior), prior.vae, generator(0))[0].isfinite()
 
 
-def test_sampling_from_little_noise_gives_the_coarse_video_on_the_sharp_first_frame():
-    # A velocity of zero keeps what the sampler starts from: the first frame, changed as the coarse video changes.
+def test_sampling_from_little_noise_gives_the_coarse_video():
+    # A velocity of zero keeps what the sampler starts from.
     dldm, prior = tiny_dldm(sampling_start=1e-4, sampling_steps=1)
     dldm.velocity = lambda noisy, *_: torch.zeros_like(noisy)
     first, index = clip(frames=1), indices()
     noise = draw(2, LATENT, STEPS + 1, SIDE // 8, SIDE // 8)
-    expected = prior.vae.encode(first) + DLDM.hint(prior.vae, dldm.ldm.coarse(first, index), (SIDE, SIDE))
+    coarse = prior.vae.encode(dldm.ldm.coarse(first, index))
+    expected = torch.cat([prior.vae.encode(first), coarse[:, :, 1:]], dim=2)
     assert torch.allclose(dldm.render(prior.vae, first, index, noise), prior.vae.decode(expected), atol=1e-2)
 
 
@@ -312,10 +314,32 @@ def test_bad_start_of_sampling_is_refused(start):
         tiny_config(sampling_start=start)
 
 
-def test_the_hint_of_a_still_video_is_nothing():
-    prior = tiny_prior()
-    hint = DLDM.hint(prior.vae, clip(frames=1, side=16).expand(-1, -1, FRAMES, -1, -1), (SIDE, SIDE))
-    assert hint.shape == (2, LATENT, STEPS + 1, SIDE // 8, SIDE // 8) and hint.abs().max() < 1e-5
+# ---------------------------------------------------------------- drawing over a first frame
+
+
+def test_what_is_not_drawn_over_stays_and_what_is_erased_goes():
+    erase, paint = torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 3, 2, 4, 4)
+    erase[:, :, 1], paint[:, :, 1] = 1, 0.25
+    frame = clip(1, frames=1, side=8)
+    video = Drawing(erase, paint).over(frame)
+    assert torch.equal(video[:, :, :1], frame), "at any size, every pixel"
+    assert torch.equal(video[:, :, 1], torch.full((1, 3, 8, 8), 0.25)), "whatever was there"
+
+
+@pytest.mark.parametrize("share, drawn", [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_first_frames_are_drawn_by_the_model_from_the_clip_played_backwards(share, drawn):
+    ldm, video = wake(tiny_ldm(drawn_share=share), 3).eval(), clip(4)
+    small, ends = ldm.shrink(video), video[:, :, [0, -1]]
+    frame = ldm.train().given(small, ends)
+    back = video.flip(2)
+    expected = ldm.eval().coarse(back[:, :, :1], ldm.encode(back))[:, :, -1:]  # what a rollout would go on from
+    torch.testing.assert_close(frame[:drawn], expected[:drawn], atol=1e-5, rtol=1e-5)
+    assert torch.equal(frame[drawn:], video[drawn:, :, :1]) and not frame.requires_grad
+
+
+def test_a_share_of_drawn_frames_above_one_is_refused():
+    with pytest.raises(ValueError, match="drawn_share"):
+        tiny_config(drawn_share=1.5)
 
 
 # ---------------------------------------------------------------- VDM output
@@ -403,9 +427,7 @@ def test_plain_ldm_renders_with_its_coarse_decoder():
     video = renderer.render(first, indices(), noise)
     assert video.shape == (2, 3, FRAMES, SIDE, SIDE) and video.abs().max() <= 1
     assert torch.equal(video[:, :, :1], first), "the given first frame stays sharp"
-    coarse = renderer.ldm.coarse(first, indices())
-    large = torch.nn.functional.interpolate(coarse[0].transpose(0, 1), scale_factor=2, mode="bilinear")
-    torch.testing.assert_close(video[0, :, 1:], large.transpose(0, 1)[:, 1:])
+    assert torch.equal(video[:, :, 1:], renderer.ldm.coarse(first, indices())[:, :, 1:])
     assert torch.equal(video, renderer.render(first, indices(), torch.ones(1))), "there is nothing to draw"
 
 

@@ -77,4 +77,4 @@ def tiny_batch(prior: Prior, batch: int = 2, seed: int = 0) -> JointBatch:
     """What the joint stage eats: the same random clips shrunken, and as latents."""
     video = clip(batch, seed=seed)
     small = torch.nn.functional.avg_pool3d(video, (1, 2, 2))
-    return JointBatch(small, prior.vae.encode(video))
+    return JointBatch(small, video[:, :, [0, -1]], prior.vae.encode(video))

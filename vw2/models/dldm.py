@@ -12,12 +12,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, sample
-from vw2.models.ldm import LDM, LDMConfig, reconstruction_loss
-from vw2.models.prior import SIDE, Prior
+from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
+from vw2.models.prior import Prior
 from vw2.models.projection import Projection, ProjectionConfig
 
 
@@ -50,20 +49,16 @@ class DLDMConfig(LDMConfig):
         return LDMConfig(**{each.name: getattr(self, each.name) for each in fields(LDMConfig)})
 
 
-def pixels(latents: Tensor) -> tuple[int, int]:
-    """Height and width of the video that latents (..., h, w) stand for."""
-    return latents.shape[-2] * SIDE, latents.shape[-1] * SIDE
-
-
 @dataclass
 class JointBatch:
     """One batch of the joint stage."""
 
     video: Tensor  # (B, 3, T, size, size) in [-1, 1]: what the LDM sees
+    ends: Tensor  # (B, 3, 2, H, W) in [-1, 1]: first and last frame, at full size
     latents: Tensor  # (B, C, L, h, w): what the VDM learns to make
 
     def to(self, device) -> "JointBatch":
-        return JointBatch(self.video.to(device), self.latents.to(device))
+        return JointBatch(self.video.to(device), self.ends.to(device), self.latents.to(device))
 
 
 class DLDM(nn.Module):
@@ -80,24 +75,22 @@ class DLDM(nn.Module):
         self.control = ControlBranch(config.control, self.vdm, latent) if config.control.blocks else None
 
     def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor) -> Tensor:
-        """The VDM's velocity given codes (B, K, N, G) and hint (see `hint`); other arguments as in VDM.forward."""
+        """The VDM's velocity; noisy, time and first as in VDM.forward.
+
+        Args:
+            codes: (B, K, N, G).
+            hint: (B, C, L, h, w) the latents of the coarse video minus those of the first frame.
+        """
         tokens, branch = self.projection(codes), self.control
         control = branch(self.vdm, noisy, time, first, tokens, hint) if branch is not None else None
         return self.vdm(noisy, time, first, tokens, control)
 
-    @staticmethod
-    def hint(vae, coarse: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, 3, T, ...) coarse video -> (B, C, L, h, w) how its latents differ from those of its first frame."""
-        flat = coarse.transpose(1, 2).flatten(0, 1)
-        large = interpolate(flat, size=size, mode="bilinear", antialias=False)
-        video = large.unflatten(0, (len(coarse), -1)).transpose(1, 2)
-        return vae.encode(video) - vae.encode(video[:, :, :1])
-
-    def reconstruct(self, frame: Tensor, features: Tensor, codes: Tensor) -> Tensor:
-        """Coarse video from f_0 and detached codes, with the gradients that `reconstruction` allows."""
-        first = features[:, :, :1] if self.config.reconstruction == "trunk" else features[:, :, :1].detach()
+    def draw(self, frame: Tensor, codes: Tensor) -> Drawing:
+        """What the coarse decoder draws for detached codes, with the gradients that `reconstruction` allows."""
+        features = self.ldm.features(frame)
+        first = features if self.config.reconstruction == "trunk" else features.detach()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
-            return self.ldm.decoder(frame, first, codes.detach())
+            return self.ldm.decoder(first, codes.detach())
 
     def forward(self, batch: JointBatch, vae, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs).
@@ -107,17 +100,19 @@ class DLDM(nn.Module):
             rng: of noise and noise levels.
         """
         clean = batch.latents
-        features = self.ldm.features(batch.video)
-        codes, index = self.ldm.quantise(features)
-        coarse = self.reconstruct(batch.video[:, :, :1], features, codes)
-        recon = reconstruction_loss(coarse, batch.video, self.config.pixel_motion_weight)
+        codes, index = self.ldm.quantise(self.ldm.features(batch.video))
+        large = self.ldm.given(batch.video, batch.ends)
+        small = self.ldm.shrink(large)
+        drawing = self.draw(small, codes)
+        recon = reconstruction_loss(drawing.over(small), batch.video, self.config.pixel_motion_weight)
+        with torch.no_grad():
+            coarse = vae.encode(drawing.over(large))
+            known = vae.encode(large)
         noise = torch.randn(clean.shape, generator=rng)
         time = draw_time(len(clean), self.config.time_shift, rng)
         jitter = self.config.first_noise * torch.rand(len(clean), 1, 1, 1, 1, generator=rng)
-        first = clean[:, :, :1] + jitter * torch.randn(clean[:, :, :1].shape, generator=rng)
-        with torch.no_grad():
-            hint = self.hint(vae, coarse, pixels(clean))
-        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, hint)
+        first = known + jitter * torch.randn(known.shape, generator=rng)
+        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known)
         denoise = flow_loss(velocity.float(), clean, noise, motion_weight(clean, self.config.motion_weight))
         loss = denoise + self.config.reconstruction_weight * recon
         used = torch.unique(index).numel()
@@ -134,12 +129,11 @@ class DLDM(nn.Module):
             noise: (B, C, L, h, w) standard normal start.
         Returns: (B, 3, T, H, W) in [-1, 1].
         """
-        first = vae.encode(first_frame)
-        codes = self.ldm.fsq.to_codes(index)
-        hint = self.hint(vae, self.ldm.coarse(first_frame, index), first_frame.shape[-2:])
-        velocity = lambda x, t: self.velocity(x, t, first, codes, hint)  # noqa: E731
-        config, guess = self.config, first + hint
-        latents = add_noise(guess, noise, torch.full((len(guess),), config.sampling_start))
+        first, codes = vae.encode(first_frame), self.ldm.fsq.to_codes(index)
+        coarse = vae.encode(self.ldm.coarse(first_frame, index))
+        velocity = lambda x, t: self.velocity(x, t, first, codes, coarse - first)  # noqa: E731
+        config = self.config
+        latents = add_noise(coarse, noise, torch.full((len(coarse),), config.sampling_start))
         return vae.decode(
             sample(velocity, latents, first, config.sampling_steps, config.sampling_shift, config.sampling_start)
         )

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, silu
+from torch.nn.functional import batch_norm, interpolate, silu
 
 from vw2.models.flow import motion_weight
 from vw2.models.fsq import FSQ, resolve_levels
@@ -42,9 +42,12 @@ class LDMConfig:
     history_width: int = 128  # of the code history in the decoder
     max_steps: int = 64  # most steps K in a clip
     pixel_motion_weight: float = 8.0  # how much more the coarse loss says where something moves; 0 = plain mean (paper)
+    drawn_share: float = 0.5  # share of training clips whose first frame the LDM draws itself; 0 = none (paper)
 
     def __post_init__(self):
         resolve_levels(self.codebook, self.levels)
+        if not 0 <= self.drawn_share <= 1:
+            raise ValueError(f"dldm.drawn_share must lie in [0, 1], got {self.drawn_share}; change it")
         if self.size % (2 * PATCH):
             raise ValueError(f"dldm.size must be a multiple of {2 * PATCH}, got {self.size}; round it")
 
@@ -95,12 +98,37 @@ class CodeHistory(nn.Module):
         return self.layer(x, x, torch.ones(frames, frames, dtype=torch.bool).tril())
 
 
-class CoarseDecoder(nn.Module):
-    """f_0 and codes -> a blurred but motion-true video.
+@dataclass(frozen=True)
+class Drawing:
+    """What the coarse decoder draws over a first frame: video = (1 - erase) frame + paint (our choice).
 
-    The codes are heard in every block, as modulation, and once as a spatial map; and what is decoded is the change
-    from the given first frame, so that all there is to learn is motion (our choices: a decoder that hears the codes at
-    one place, or must first learn to draw what stands still, learns to ignore them).
+    What is left alone keeps every pixel of the first frame, at any size of it; and to let something vanish the decoder
+    need not know what it looked like.
+    """
+
+    erase: Tensor  # (B, 1, T, size, size); 0 at first
+    paint: Tensor  # (B, 3, T, size, size); 0 at first
+
+    def over(self, frame: Tensor) -> Tensor:
+        """First frame (B, 3, 1, H, W) in [-1, 1] -> video (B, 3, T, H, W)."""
+        size = tuple(frame.shape[-2:])
+        return (1 - enlarge(self.erase, size)) * frame + enlarge(self.paint, size)
+
+
+def enlarge(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, T, h, w) -> (B, C, T, H, W), bilinear, frame by frame."""
+    if tuple(video.shape[-2:]) == size:
+        return video
+    large = interpolate(video.transpose(1, 2).flatten(0, 1), size=size, mode="bilinear", antialias=False)
+    return large.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+
+class CoarseDecoder(nn.Module):
+    """f_0 and codes -> a blurred but motion-true video, drawn over the first frame.
+
+    The codes are heard in every block, as modulation, and once as a spatial map; and what is decoded is drawn over the
+    given first frame, so that all there is to learn is motion (our choices: a decoder that hears the codes at one
+    place, or must first learn to draw what stands still, learns to ignore them).
     """
 
     MAP = 16  # channels of the spatial map
@@ -115,11 +143,11 @@ class CoarseDecoder(nn.Module):
         self.blocks = nn.ModuleList([FrameBlock(width, condition) for _ in range(config.decoder_blocks)])
         self.space = FrameAttention(width)
         self.norm = nn.GroupNorm(GROUPS, width)
-        self.conv_out = zero(nn.Conv2d(width, HAAR_CHANNELS, 1))
+        self.conv_out = zero(nn.Conv2d(width, 4 * PATCH**3, 1))  # red, green, blue, erase
         self.patch = HaarPatch()
 
-    def forward(self, frame: Tensor, first: Tensor, codes: Tensor) -> Tensor:
-        """First frame (B, 3, 1, H, W), its f_0 (B, C, 1, h, w), codes (B, K, N, G) -> coarse video (B, 3, T, H, W)."""
+    def forward(self, first: Tensor, codes: Tensor) -> Drawing:
+        """f_0 (B, C, 1, h, w) of the first frame and codes (B, K, N, G) -> what to draw over that frame."""
         history = self.history(codes)  # (B, L, condition)
         condition = (history + self.scene(first.mean((2, 3, 4)))[:, None]).flatten(0, 1)
         where = rearrange(self.map(history), "b l (c h w) -> b c l h w", h=self.side, w=self.side)
@@ -128,8 +156,8 @@ class CoarseDecoder(nn.Module):
             hidden = block(hidden, condition)
             if i == 0:
                 hidden = self.space(hidden)
-        change = self.conv_out(silu(self.norm(hidden)))
-        return frame + self.patch.inverse(unflatten_frames(change, len(frame)))
+        strokes = self.patch.inverse(unflatten_frames(self.conv_out(silu(self.norm(hidden))), len(codes)))
+        return Drawing(erase=strokes[:, 3:], paint=strokes[:, :3])
 
 
 class LDM(nn.Module):
@@ -164,6 +192,29 @@ class LDM(nn.Module):
         z = self.query(features).float()
         return self.fsq(self.spread(z.flatten(2).flatten(0, 1)).view_as(z))
 
+    @torch.no_grad()
+    def given(self, video: Tensor, ends: Tensor) -> Tensor:
+        """First frames as the decoder is given them in training.
+
+        A chained rollout begins each clip with a frame that the model drew. So that it learns to mend its own faults,
+        the first `drawn_share` of the batch get theirs drawn: as the last frame of the clip played backwards, whose
+        codes come of running statistics (our choice).
+
+        Args:
+            video: (B, 3, T, size, size).
+            ends: (B, 3, 2, H, W) first and last frame of the same clips, at any size.
+        Returns: (B, 3, 1, H, W).
+        """
+        count = round(self.config.drawn_share * len(video))
+        if not count:
+            return ends[:, :, :1]
+        features = self.features(video[:count].flip(2))
+        z = self.query(features).float()
+        normal = batch_norm(z.flatten(2).flatten(0, 1), self.spread.running_mean, self.spread.running_var)
+        drawing = self.decoder(features[:, :, :1], self.fsq(normal.view_as(z))[0])
+        drawn = drawing.over(ends[:count, :, 1:])[:, :, -1:].clamp(-1, 1)
+        return torch.cat([drawn, ends[count:, :, :1]])
+
     def shrink(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3, T, size, size), antialiased by area."""
         size = self.config.size
@@ -179,15 +230,15 @@ class LDM(nn.Module):
 
     @torch.no_grad()
     def coarse(self, first_frame: Tensor, index: Tensor) -> Tensor:
-        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, size, size)."""
-        frame = self.shrink(first_frame)
-        return self.decoder(frame, self.features(frame), self.fsq.to_codes(index)).clamp(-1, 1)
+        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, H, W)."""
+        drawing = self.decoder(self.features(self.shrink(first_frame)), self.fsq.to_codes(index))
+        return drawing.over(first_frame).clamp(-1, 1)
 
     def forward(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction loss of the warm-up (VideoWorld 2, table 4: L2). Returns (loss, logs)."""
-        features = self.features(video)
-        codes, index = self.quantise(features)
-        coarse = self.decoder(video[:, :, :1], features[:, :, :1], codes)
+        codes, index = self.quantise(self.features(video))
+        frame = self.given(video, video[:, :, [0, -1]])
+        coarse = self.decoder(self.features(frame), codes).over(frame)
         loss = reconstruction_loss(coarse, video, self.config.pixel_motion_weight)
         return loss, {"train/recon": loss.detach(), "codes/used": torch.unique(index).numel()}
 

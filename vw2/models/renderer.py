@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from vw2.models.dldm import DLDM, DLDMConfig
 from vw2.models.ldm import LDM, LDMConfig
@@ -48,7 +47,7 @@ class DLDMRenderer(nn.Module):
 
 
 class LDMRenderer(nn.Module):
-    """VideoWorld (plain LDM): the coarse decoder's video, enlarged bilinearly; nothing is drawn at random."""
+    """VideoWorld (plain LDM): the coarse decoder's video; nothing is drawn at random."""
 
     def __init__(self, ldm: LDM):
         super().__init__()
@@ -58,10 +57,7 @@ class LDMRenderer(nn.Module):
         return torch.zeros(1)
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-        coarse = self.ldm.coarse(first_frame, index)  # (B, 3, T, size, size)
-        flat = coarse.transpose(1, 2).flatten(0, 1)
-        large = interpolate(flat, size=first_frame.shape[-2:], mode="bilinear", antialias=False)
-        video = large.unflatten(0, (len(coarse), -1)).transpose(1, 2)
+        video = self.ldm.coarse(first_frame, index)
         return torch.cat([first_frame, video[:, :, 1:]], dim=2)
 
 

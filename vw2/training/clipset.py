@@ -13,14 +13,17 @@ from vw2.scratch import atomic_file
 
 
 class SmallClips:
-    """All chosen clips at the LDM's input size, (clips, T, size, size, 3) uint8 in memory."""
+    """All chosen clips in memory, uint8: (clips, T, size, size, 3) at the LDM's size; first and last frames whole."""
 
     def __init__(self, store: ClipStore, rows: list[int], size: int):
         self.rows = rows
         shape = (len(rows), store.clip_frames, size, size, 3)
         self.frames = np.empty(shape, np.uint8)
+        self.first_last = np.empty((len(rows), 2, store.height, store.width, 3), np.uint8)
         for i, row in enumerate(track(rows, "shrink clips")):
-            self.frames[i] = resize_frames(store.frames(row), size, size, "stretch")
+            frames = store.frames(row)
+            self.frames[i] = resize_frames(frames, size, size, "stretch")
+            self.first_last[i] = frames[[0, -1]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -28,6 +31,10 @@ class SmallClips:
     def batch(self, items: np.ndarray) -> torch.Tensor:
         """(B, 3, T, size, size) float in [-1, 1]."""
         return to_model(self.frames[items])
+
+    def ends(self, items: np.ndarray) -> torch.Tensor:
+        """(B, 3, 2, H, W) float in [-1, 1], first and last frames."""
+        return to_model(self.first_last[items])
 
 
 @torch.no_grad()
