@@ -45,6 +45,7 @@ TRUTH = Path("data/truth.parquet")
 TRACK = Path("data/tracks.parquet")
 PLOT = Path("plots/ingest.png")
 ROOT = Path(__file__).parents[1]
+ROWS = 2**17  # of a row group, fixed so that the same rows give the same bytes
 SHEET_ROWS, SHEET_FRAMES = 24, 2000  # most tasks on the contact sheet; frames of a video looked at for it
 
 
@@ -77,10 +78,10 @@ def place_videos(entries: list[Entry], work: Path) -> None:
 
 def place_table(target: Path, schema: dict, entries: list[Entry], parts: Path) -> None:
     """One table of the parts <id>.parquet, in the order of the manifest; no rows where the source left none."""
-    files = [parts / f"{entry.id}.parquet" for entry in entries]
-    tables = [pl.read_parquet(file) for file in files if file.exists()]
+    files = [file for entry in entries if (file := parts / f"{entry.id}.parquet").exists()]
+    table = pl.scan_parquet(files, schema=schema) if files else pl.LazyFrame(schema=schema)
     with atomic_file(target) as temporary:
-        pl.concat([pl.DataFrame(schema=schema), *tables]).write_parquet(temporary)
+        table.sink_parquet(temporary, row_group_size=ROWS)  # streamed: the tracks of Open-X do not fit in memory
 
 
 def draw(frame: pl.DataFrame) -> None:
