@@ -5,13 +5,14 @@ Out: data/clips: frames-*.npy (uint8 (S, H, W, 3) shards of up to 256 MiB), inde
      vw2/data/shards.py), clips.json (the parameters), quarantine.parquet (videos too short for a clip);
      metrics/clip.json, plots/clip.png (the first clip of each task).
 Rate: output frame j is source frame floor(j * source_fps / clip.fps + 1e-9); by time stamps where the rate varies.
+A part of a file (start, stop) is cut from it to the frame, without seeking.
 Neighbouring clips share one frame; the tail of a video is padded by its last frame and marked in the index.
-Time and memory: 640 videos of 64x64 in half a minute on two cores, 0.5 GiB. Interrupted runs continue video by video.
+Time and memory: 640 videos of 64x64 in half a minute on two cores, 0.5 GiB. Interrupted runs continue file by file.
 Tiny run: python -m stages.preset smoke && python -m stages.ingest && python -m stages.clip
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import UserError, console, progress, run, table
 from vw2.data import manifest
-from vw2.data.clips import ClipConfig, cut_video
+from vw2.data.clips import ClipConfig, cut_file
 from vw2.data.manifest import Refused
 from vw2.data.pool import Failure, run_resumable, worker_count
 from vw2.data.shards import ClipStore, write_shards
@@ -42,40 +43,45 @@ SHEET_ROWS = 24  # most tasks on the contact sheet
 
 @dataclass(frozen=True)
 class CutJob:
-    """One video to cut: a row of the manifest, the clip parameters and where the raw frames go."""
+    """One file to cut: its rows of the manifest, the clip parameters and the folder for raw frames."""
 
-    row: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
     config: ClipConfig
     raw: Path
 
 
 def cut(job: CutJob) -> dict[str, Any]:
-    """Write a video's frames at the clip rate and size; {"frames": F}, or path and reason if it gives no clip."""
-    row, path = job.row, manifest.locate(job.row["path"])
-    if not path.is_file() or manifest.content_hash(path) != row["hash"]:
+    """Write the frames of a file's videos; id -> {"frames": F}, or path and reason if it gives no clip."""
+    path, config = manifest.locate(job.rows[0]["path"]), job.config
+    if not path.is_file() or manifest.content_hash(path) != job.rows[0]["hash"]:
         raise UserError(f"{path} is not the file that was ingested any more; run `dvc repro -f ingest`")
     try:
-        count = cut_video(path, job.config, row["fps"], row["variable"], row["sar"], job.raw)
+        counts = dict(cut_file(path, job.rows, config, job.raw))
     except MediaError as error:
-        return asdict(Refused(row["path"], str(error)))
-    if count < job.config.min_frames:
-        job.raw.unlink()
-        reason = f"is too short for a clip: {count} frames at {job.config.fps:g} fps, {job.config.min_frames} needed"
-        return asdict(Refused(row["path"], reason))
-    return {"frames": count}
+        return {row["id"]: asdict(Refused(row["path"], str(error))) for row in job.rows}
+    results = {}
+    for row in job.rows:
+        count, part = counts[row["id"]], "" if row["start"] is None else f"(part {row['id']}) "
+        results[row["id"]] = {"frames": count}
+        if count < config.min_frames:
+            (job.raw / f"{row['id']}.u8").unlink()
+            reason = f"is too short for a clip: {count} frames at {config.fps:g} fps, {config.min_frames} needed"
+            results[row["id"]] = asdict(Refused(row["path"], part + reason))
+    return results
 
 
 def cut_all(frame: pl.DataFrame, config: ClipConfig, work: Path, workers: int) -> dict[str, dict[str, Any]]:
     """The result of `cut` for every video id."""
     raw = work / "raw"
     raw.mkdir(exist_ok=True)
-    jobs = {row["id"]: CutJob(row, config, raw / f"{row['id']}.u8") for row in frame.iter_rows(named=True)}
+    groups = frame.partition_by("path", maintain_order=True)  # a file that holds several videos is decoded once
+    jobs = {group["id"][0]: CutJob(group.to_dicts(), config, raw) for group in groups}
     results = {}
-    with progress(len(jobs), "cut videos") as bar:
+    with progress(len(jobs), "cut files") as bar:
         for name, result in run_resumable(cut, jobs, work / "records", workers=workers):
             if isinstance(result, Failure):
-                result = asdict(Refused(jobs[name].row["path"], result.reason))
-            results[name] = result
+                result = {row["id"]: asdict(Refused(row["path"], result.reason)) for row in jobs[name].rows}
+            results |= result
             bar.advance()
     return results
 

@@ -1,9 +1,10 @@
-"""Collect videos into one manifest: render the craft world, or look into a folder of videos.
+"""Collect videos into one manifest: render the craft world, or take videos or a robot data set from a folder.
 
-In:  params groups seed, ingest, craft; for ingest.source folder the videos in ingest.path (not tracked by DVC: after
+In:  params groups seed, ingest, craft; for all sources but craft the files in ingest.path (not tracked by DVC: after
      changing them run `dvc repro -f ingest`).
-Out: data/videos/*.mp4 (craft only, else empty), data/manifest.parquet (one row per video), data/quarantine.parquet
-     (one row per refused file, with the reason), data/truth.parquet (craft only, one row per frame, else no rows),
+Out: data/videos/*.mp4 (what the source made: craft, frames; else empty), data/manifest.parquet (one row per video),
+     data/quarantine.parquet (one row per refused file, with the reason), data/truth.parquet (craft only, one row per
+     frame, else no rows), data/tracks.parquet (robot data only, actions and states, one row per frame, else no rows),
      metrics/ingest.json, plots/ingest.png (one row per task).
 Time and memory: 640 craft videos of 64x64 in 3 minutes on two cores, 1 GiB; a folder at its decoding speed.
 Interrupted runs continue video by video; the number of workers does not change a byte.
@@ -28,9 +29,10 @@ from vw2.console import UserError, console, run, table
 from vw2.data import manifest
 from vw2.data.manifest import Entry, Refused
 from vw2.data.pool import worker_count
-from vw2.data.sources import craft, folder
-from vw2.data.sources.base import IngestConfig
-from vw2.media.decode import read_frames
+from vw2.data.sources import craft
+from vw2.data.sources import table as sources
+from vw2.data.sources.base import TRACKS, IngestConfig
+from vw2.media.segments import read_span
 from vw2.media.sheet import thumbnails, write_sheet
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
@@ -40,8 +42,10 @@ VIDEOS = Path("data/videos")
 MANIFEST = Path("data/manifest.parquet")
 QUARANTINE = Path("data/quarantine.parquet")
 TRUTH = Path("data/truth.parquet")
+TRACK = Path("data/tracks.parquet")
 PLOT = Path("plots/ingest.png")
 ROOT = Path(__file__).parents[1]
+ROWS = 2**17  # of a row group, fixed so that the same rows give the same bytes
 SHEET_ROWS, SHEET_FRAMES = 24, 2000  # most tasks on the contact sheet; frames of a video looked at for it
 
 
@@ -72,19 +76,21 @@ def place_videos(entries: list[Entry], work: Path) -> None:
                     shutil.copyfile(made, temporary / made.name)
 
 
-def place_truth(entries: list[Entry], work: Path) -> None:
-    """One table of ground truth, in the order of the manifest; no rows where the source knows none."""
-    files = [work / "truth" / f"{entry.id}.parquet" for entry in entries]
-    parts = [pl.read_parquet(file) for file in files if file.exists()]
-    with atomic_file(TRUTH) as temporary:
-        pl.concat([pl.DataFrame(schema=craft.TRUTH), *parts]).write_parquet(temporary)
+def place_table(target: Path, schema: dict, entries: list[Entry], parts: Path) -> None:
+    """One table of the parts <id>.parquet, in the order of the manifest; no rows where the source left none."""
+    files = [file for entry in entries if (file := parts / f"{entry.id}.parquet").exists()]
+    table = pl.scan_parquet(files, schema=schema) if files else pl.LazyFrame(schema=schema)
+    with atomic_file(target) as temporary:
+        table.sink_parquet(temporary, row_group_size=ROWS)  # streamed: the tracks of Open-X do not fit in memory
 
 
 def draw(frame: pl.DataFrame) -> None:
     """A contact sheet with a row for each of the first tasks."""
     rows = []
-    for row in frame.unique("task", keep="first", maintain_order=True).head(SHEET_ROWS).iter_rows(named=True):
-        pictures = (picture for _, picture in islice(read_frames(manifest.locate(row["path"])), SHEET_FRAMES))
+    early = frame.sort("start", maintain_order=True)  # a part near the beginning of its file is reached soon
+    for row in early.unique("task", keep="first", maintain_order=True).head(SHEET_ROWS).iter_rows(named=True):
+        timed = read_span(manifest.locate(row["path"]), row["start"], row["stop"], row["fps"])
+        pictures = (picture for _, picture in islice(timed, SHEET_FRAMES))
         rows.append((f"{row['task']} ({row['id']})", thumbnails(pictures, 9)))
     write_sheet(PLOT, rows)
 
@@ -96,14 +102,14 @@ def summary(frame: pl.DataFrame, refused: int) -> dict[str, float]:
         "tasks": frame["task"].n_unique(),
         "frames": int(frame["frames"].sum()),
         "hours": float((frame["frames"] / frame["fps"]).sum() / 3600),
-        "bytes": sum(manifest.locate(path).stat().st_size for path in frame["path"]),
+        "bytes": sum(manifest.locate(path).stat().st_size for path in frame["path"].unique()),
         "refused": refused,
     }
     return values | {f"split.{split}": count for split, count in Counter(frame["split"]).items()}
 
 
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
-    """Collect videos: render the craft world (ingest.source craft) or take a folder of videos (folder)."""
+    """Collect videos: render the craft world (ingest.source craft) or take them from ingest.path."""
     values = parameters.load(params)
     seed, workers = values["seed"], worker_count(values.get("runtime") or {})
     config = parameters.build(IngestConfig, values.get("ingest"), "ingest")
@@ -113,14 +119,11 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     work = scratch_dir("ingest", fingerprint(used, [], import_closure(Path(__file__), ROOT)))
     start = time.perf_counter()
     with runtime("ingest") as rates:
-        if config.source == "craft":
-            items = craft.entries(world, work, workers)
-        else:
-            items = folder.entries(config, work, workers)
-        entries, refused = sort_out(items)
+        entries, refused = sort_out(sources.entries(config, world, work, workers))
         frame = manifest.build(entries)
         place_videos(entries, work)
-        place_truth(entries, work)
+        place_table(TRUTH, craft.TRUTH, entries, work / "truth")
+        place_table(TRACK, TRACKS, entries, work / "tracks")
         manifest.write_quarantine(QUARANTINE, refused)
         manifest.write(MANIFEST, frame)
         draw(frame)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vw2.media.decode import read_frames
 from vw2.media.resize import Fit, resize_frame
+from vw2.media.segments import read_spans
 
 Frame = TypeVar("Frame")
 
@@ -115,11 +117,46 @@ def cut_video(path: Path, config: ClipConfig, source_fps: float, variable: bool,
     Returns: F, the number of frames written.
     Raises: MediaError if the video breaks.
     """
+    return _write(read_frames(path), config, source_fps, variable, sar, target)
+
+
+def cut_file(
+    path: Path, rows: Sequence[Mapping[str, Any]], config: ClipConfig, folder: Path
+) -> Iterator[tuple[str, int]]:
+    """As `cut_video` for all videos that lie in one file, which is decoded once if they do not overlap.
+
+    Args:
+        path: video file.
+        rows: rows of the manifest; start None for the whole file.
+        config: the clips' rate and size.
+        folder: takes a raw file <id>.u8 for each row.
+    Yields: (id, F), the parts of the file in order of time.
+    Raises: MediaError if the video breaks.
+    """
+    whole = [row for row in rows if row["start"] is None]
+    parts = [row for row in rows if row["start"] is not None]
+    streams = [(row, read_frames(path)) for row in whole]
+    spans = [(row["start"], row["stop"]) for row in parts]
+    found = ((parts[number], frames) for number, frames in read_spans(path, spans, rows[0]["fps"]))
+    for row, frames in chain(streams, found):
+        target = folder / f"{row['id']}.u8"
+        yield row["id"], _write(frames, config, row["fps"], row["variable"], row["sar"], target)
+
+
+def _write(
+    frames: Iterable[tuple[float, np.ndarray]],
+    config: ClipConfig,
+    source_fps: float,
+    variable: bool,
+    sar: float,
+    target: Path,
+) -> int:
+    """Resample and resize frames into a raw file; how many it holds."""
     temporary = target.with_name(f".{target.name}.partial")
     count, last, scaled = 0, None, None
     try:
         with temporary.open("wb") as stream:
-            for frame in resample(read_frames(path), source_fps, config.fps, variable):
+            for frame in resample(frames, source_fps, config.fps, variable):
                 if frame is not last:
                     last = frame
                     scaled = np.ascontiguousarray(resize_frame(frame, config.height, config.width, config.fit, sar))

@@ -22,14 +22,14 @@ TEST_SHARE = 8  # one video in eight without a given split goes to test (our cho
 
 MANIFEST = {
     "id": pl.String,  # unique, fit for a file name
-    "source": pl.String,  # adapter that took it: craft, folder
+    "source": pl.String,  # adapter that took it: craft, folder, lerobot, ...
     "path": pl.String,  # as given in params.yaml, or relative to the repository
     "split": pl.String,
     "environment": pl.String,
     "task": pl.String,
     "instruction": pl.String,
     "fps": pl.Float64,  # frames per second, measured
-    "frames": pl.Int64,  # counted
+    "frames": pl.Int64,  # counted, from start to stop
     "width": pl.Int32,  # pixels, after rotation
     "height": pl.Int32,
     "codec": pl.String,
@@ -37,7 +37,10 @@ MANIFEST = {
     "licence": pl.String,
     "variable": pl.Boolean,  # frames do not come at a constant rate: clips go by their times
     "sar": pl.Float64,  # width / height of one pixel
+    "start": pl.Float64,  # seconds after the first frame of the file; null: the video is the whole file
+    "stop": pl.Float64,  # frames from start on and before stop belong to the video (vw2/media/segments.py)
 }
+OPTIONAL = ("start", "stop")
 QUARANTINE = {"path": pl.String, "reason": pl.String}
 
 
@@ -61,6 +64,8 @@ class Entry:
     licence: str
     variable: bool = False
     sar: float = 1.0
+    start: float | None = None
+    stop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,15 +94,23 @@ def locate(path: str) -> Path:
     return here
 
 
+def _content(entry: Entry) -> str:
+    """Hexadecimal digest of what an entry shows."""
+    if entry.start is None:
+        return entry.hash
+    return hashlib.sha256(f"{entry.hash} {entry.start!r} {entry.stop!r}".encode()).hexdigest()
+
+
 def assign_splits(entries: Iterable[Entry]) -> list[Entry]:
     """Give every entry without a split one by its content hash: about one in eight is test (our choice).
 
-    Equal content gets equal splits, whatever its name. If that leaves train or test without any video, the one with
-    the smallest (for test) or largest (for train) hash moves over, so that two videos suffice for every stage.
+    Equal content (the same part of the same file) gets equal splits, whatever its name. If that leaves train or test
+    without any video, the one with the smallest (for test) or largest (for train) hash moves over, so that two videos
+    suffice for every stage.
     Returns: entries with a split, sorted by id.
     """
     entries = sorted(entries, key=lambda entry: entry.id)
-    digests = {entry.hash for entry in entries if entry.split is None}
+    digests = {_content(entry) for entry in entries if entry.split is None}
     split = {digest: "train" if int(digest[:8], 16) % TEST_SHARE else "test" for digest in digests}
     present = {entry.split for entry in entries} | set(split.values())
     if len(entries) > 1 and split:
@@ -105,7 +118,7 @@ def assign_splits(entries: Iterable[Entry]) -> list[Entry]:
             split[min(split)] = "test"
         elif "train" not in present and (len(split) > 1 or "test" in {entry.split for entry in entries}):
             split[max(split)] = "train"
-    return [entry if entry.split else replace(entry, split=split[entry.hash]) for entry in entries]
+    return [entry if entry.split else replace(entry, split=split[_content(entry)]) for entry in entries]
 
 
 def build(entries: Sequence[Entry]) -> pl.DataFrame:
@@ -124,11 +137,14 @@ def validate(frame: pl.DataFrame) -> None:
         found = ", ".join(f"{name} {kind}" for name, kind in frame.schema.items())
         raise ValueError(f"expected the manifest columns {', '.join(MANIFEST)}, got {found}")
     rules = {
-        "a value is missing": pl.any_horizontal(pl.all().is_null()),
+        "a value is missing": pl.any_horizontal(pl.exclude(OPTIONAL).is_null()),
         "the id is not unique": pl.col("id").is_duplicated(),
         "the id is no file name": ~pl.col("id").str.contains(r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"),
         f"the split is not one of {', '.join(SPLITS)}": ~pl.col("split").is_in(SPLITS),
         "the size or length is not positive": pl.min_horizontal("frames", "width", "height") < 1,
+        "it needs both start and stop, or none": pl.col("start").is_null() != pl.col("stop").is_null(),
+        "it does not run from a start of at least 0 to a later stop": (pl.col("start") < 0)
+        | ~(pl.col("start") < pl.col("stop")),
         "the frame rate or pixel shape is not positive": ~((pl.col("fps") > 0) & (pl.col("sar") > 0)),
     }
     for text, broken in rules.items():

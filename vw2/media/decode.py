@@ -194,6 +194,13 @@ def scan(path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds:
     Args:    as `read_frames`.
     Raises:  MediaError with the reason if any of it is damaged or missing; FileNotFoundError.
     """
+    return timeline(path, threads=threads, max_side=max_side, max_seconds=max_seconds)[0]
+
+
+def timeline(
+    path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds: float | None = None
+) -> tuple[VideoInfo, list[float | None]]:
+    """As `scan`, with the time of every frame (seconds in the file's own clock; None where it says nothing)."""
     info, times = None, []
     with _open(path, max_side, threads) as (container, stream):
         for frame in _decode(container, stream, max_side, max_seconds):
@@ -203,7 +210,7 @@ def scan(path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds:
     fps, variable = frame_rate(times, declared)
     if not fps:
         raise MediaError(f"states neither a frame rate nor usable times for its {len(times)} frames", len(times))
-    return replace(info, fps=fps, variable=variable, frames=len(times), duration=len(times) / fps)
+    return replace(info, fps=fps, variable=variable, frames=len(times), duration=len(times) / fps), times
 
 
 def frame_rate(times: Sequence[float | None], declared: Sequence[float]) -> tuple[float, bool]:
@@ -267,15 +274,17 @@ def read_frames(
             yield seconds - first, np.ascontiguousarray(picture)
 
 
-def read_image(path: Path, *, max_side: int = MAX_SIDE) -> np.ndarray:
+def read_image(path: Path, *, max_side: int = MAX_SIDE, formats: Sequence[str] | None = None) -> np.ndarray:
     """A still picture (JPEG, PNG, WebP, ...) as (H, W, 3) uint8 RGB, turned as its EXIF asks, transparency on white.
 
     Raises: MediaError with the reason; FileNotFoundError.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=formats) as picture:
             if max(picture.size) > max_side:
                 raise MediaError(f"is {picture.width}x{picture.height} pixels, more than {max_side} on a side")
+            if picture.mode[:1] in "IF":
+                raise MediaError("has pixels of more than 8 bits in one channel (a depth map?)")
             picture = ImageOps.exif_transpose(picture).convert("RGBA")
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise MediaError(f"is not a picture in a known format ({error})") from error

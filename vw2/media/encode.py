@@ -26,7 +26,8 @@ def _rate(fps: float) -> Fraction:
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, pixels: str, options: dict[str, str]) -> None:
-    """Encode (H, W, 3) uint8 frames to an mp4 file with libx264, one thread, no date or version stamp."""
+    """Encode (H, W, 3) uint8 frames to an mp4 file with x264, one thread, no date or version stamp."""
+    rgb, options = pixels == "rgb24", {"x264-params": REPRODUCIBLE, **options}
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
@@ -36,25 +37,30 @@ def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, pixels: str, o
     muxer = {"movflags": "+faststart", "fflags": "+bitexact"}
     # The format is named, so that a temporary file may have any suffix.
     with av.open(os.path.abspath(path), "w", format="mp4", container_options=muxer) as container:
-        stream = container.add_stream("libx264", rate=_rate(fps), options={"x264-params": REPRODUCIBLE, **options})
+        stream = container.add_stream(
+            "libx264rgb" if rgb else "libx264", rate=_rate(fps), options={"x264-params": REPRODUCIBLE, **options}
+        )
         stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pixels
         context = stream.codec_context
         context.thread_count = 1
         context.flags |= av.codec.context.Flags.bitexact
         # Tagged, so that every player uses the matrix we used (untagged video is guessed by its size).
-        context.colorspace, context.color_range = 1, 1  # BT.709, limited range
+        context.colorspace, context.color_range = (0, 2) if rgb else (1, 1)  # RGB, full range; BT.709, limited range
         context.color_primaries = context.color_trc = 1  # BT.709
         for picture in chain([first], frames):
             if picture.shape != first.shape:
                 raise ValueError(f"expected all frames to be {first.shape}, got {picture.shape}")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame = frame.reformat(format=pixels, dst_colorspace="ITU709", dst_color_range="MPEG", threads=1)
+            if not rgb:
+                frame = frame.reformat(format=pixels, dst_colorspace="ITU709", dst_color_range="MPEG", threads=1)
             frame.pts = None  # the encoder numbers the frames
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = DATA_CRF) -> None:
+def write_video(
+    path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = DATA_CRF, lossless: bool = False
+) -> None:
     """Write data: H.264 at full colour resolution (yuv444p), near lossless, the same bytes for the same frames.
 
     Args:
@@ -62,9 +68,13 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int =
         frames: (T, H, W, 3) uint8 RGB or any iterable of (H, W, 3); any size from 1x1, odd ones too.
         fps: frames per second.
         crf: x264 quality, 0 (lossless but for the colour conversion) to 51.
+        lossless: store RGB without any loss (two to five times the size); crf is not used then.
     Raises: ValueError for no frames, unequal sizes or another dtype.
     """
     # A keyframe at least every 16 frames: seeking stays cheap, at a few per cent of size.
+    if lossless:
+        _encode(path, frames, fps, "rgb24", {"qp": "0", "preset": "veryfast", "g": "16"})
+        return
     _encode(path, frames, fps, "yuv444p", {"crf": str(crf), "preset": "veryfast", "g": "16"})
 
 

@@ -4,27 +4,47 @@ A source is a module with
 
     def entries(..., work: Path, workers: int) -> Iterator[Entry | Refused]
 
-that yields one item per video, in any order; the stage sorts. `work` is a scratch directory that outlives an
-interruption: an adapter that goes through `vw2.data.pool.run_resumable` continues video by video. Files that a source
-makes itself (rendered or unpacked videos) go to `work / "videos"`, ground truth to `work / "truth"`, both named by id.
+that yields one item per video, in any order; the stage sorts (vw2/data/sources/table.py lists the adapters). `work` is
+a scratch directory that outlives an interruption: an adapter that goes through `inspect_all` continues file by file.
+Files that a source makes itself (rendered or unpacked videos) go to `work / "videos"`, ground truth to
+`work / "truth"`, robot tracks (TRACKS, one row per frame) to `work / "tracks"`, all named by id.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from vw2.data.manifest import Entry, Refused
+import polars as pl
+
+from vw2.console import UserError, progress
+from vw2.data.manifest import Entry, Refused, locate
+from vw2.data.pool import Failure, run_resumable
+from vw2.media.decode import MediaError
+from vw2.scratch import atomic_file
 
 MEMORY_GIB = 4.0  # what one worker may allocate: an 8192 x 8192 stream with its reference pictures fits
+UNKNOWN = "unknown"
+READ_ERRORS = (MediaError, OSError, MemoryError)  # what reading a stranger's file may raise; see `why`
+TRACKS = {
+    "video": pl.String,
+    "frame": pl.Int64,  # number within the video, from 0
+    "action": pl.List(pl.Float32),  # empty where the source has none
+    "state": pl.List(pl.Float32),
+    "instruction": pl.String,  # null where the source has none
+}
 
 
 @dataclass(frozen=True)
 class IngestConfig:
     """Where videos come from and what is refused (our choice)."""
 
-    source: Literal["craft", "folder"] = "craft"
-    path: str | None = None  # folder of videos; not used by craft
+    source: Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"] = "craft"
+    path: str | None = None  # folder of the source; not used by craft
+    camera: str | None = None  # lerobot: feature that holds the video; None: the first by name
+    frames_fps: float = 16.0  # frames: pictures per second
     licence: str = "unknown"  # of the videos in path, where a sidecar does not say
     min_frames: int = 2  # shorter videos are refused
     max_side: int = 8192  # pixels
@@ -33,6 +53,8 @@ class IngestConfig:
     def __post_init__(self) -> None:
         if self.source != "craft" and not self.path:
             raise ValueError(f"ingest.source {self.source} needs ingest.path, got none; set it to a folder of videos")
+        if not 0 < self.frames_fps <= 240:
+            raise ValueError(f"ingest.frames_fps must lie above 0 and up to 240, got {self.frames_fps}")
         if self.min_frames < 1 or self.max_side < 1 or self.time_limit <= 0:
             raise ValueError("ingest.min_frames, ingest.max_side and ingest.time_limit must be positive")
 
@@ -40,3 +62,67 @@ class IngestConfig:
 def from_record(record: dict[str, Any]) -> Entry | Refused:
     """The JSON form that `run_resumable` remembers -> Entry or Refused."""
     return Refused(**record) if "reason" in record else Entry(**record)
+
+
+def why(error: BaseException) -> str:
+    """One of READ_ERRORS as the reason of a refusal."""
+    if isinstance(error, MemoryError):
+        return f"needs more than {MEMORY_GIB:g} GiB to decode"
+    if isinstance(error, OSError):
+        return f"cannot be read ({error.strerror or error})"
+    return str(error)
+
+
+def source_folder(config: IngestConfig, content: str) -> Path:
+    """The folder at ingest.path, as it can be opened.
+
+    Args:    content: what it should hold, in words.
+    Raises:  UserError if it is not a folder.
+    """
+    root = locate(config.path or "")
+    if not root.is_dir():
+        kind = "a file" if root.exists() else "nothing"
+        raise UserError(f"expected a folder of {content} at ingest.path {config.path}, got {kind}; change ingest.path")
+    return root
+
+
+def refuse_pickles(config: IngestConfig, root: Path) -> None:
+    """For a folder without anything usable: UserError if it holds pickles, which run a stranger's code when loaded."""
+    found = next((path for kind in ("pkl", "pickle") for path in root.rglob(f"*.{kind}")), None)
+    if found is not None:
+        raise UserError(
+            f"ingest.path {config.path} holds pickles ({found.name}), which are never loaded since they can run any "
+            "code; get the same data as a LeRobot or RLDS data set and set ingest.source to lerobot or rlds"
+        )
+
+
+def write_track(work: Path, video: str, track: pl.DataFrame) -> None:
+    """Leave the robot track of a video, with the columns of TRACKS, for the stage."""
+    with atomic_file(work / "tracks" / f"{video}.parquet") as temporary:
+        track.with_columns(video=pl.lit(video)).select(TRACKS.keys()).cast(TRACKS).write_parquet(temporary)
+
+
+def inspect_all(
+    inspect: Callable[[Any], dict[str, Any]],
+    jobs: Mapping[str, Any],
+    config: IngestConfig,
+    work: Path,
+    workers: int,
+    title: str = "look into videos",
+) -> Iterator[Entry | Refused]:
+    """Look into files in worker processes that can be killed; an interrupted run goes on file by file.
+
+    Args:
+        inspect: job -> {"items": [Entry or Refused as dicts]}; importable by name.
+        jobs: name, which stands for all that can change the outcome -> job with an attribute `path` for the quarantine.
+    """
+    # The worker's own limit, in computing time, comes first and tells how many frames came out; the pool's, in
+    # wall-clock time, kills what hangs.
+    limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
+    with progress(len(jobs), title) as bar:
+        for name, record in run_resumable(inspect, jobs, work / "entries", **limits):
+            if isinstance(record, Failure):
+                yield Refused(jobs[name].path, record.reason)
+            else:
+                yield from map(from_record, record["items"])
+            bar.advance()

@@ -17,16 +17,22 @@ from pathlib import Path
 
 import polars as pl
 
-from vw2.console import UserError, progress
-from vw2.data.manifest import SPLITS, Entry, Refused, content_hash, locate
-from vw2.data.pool import Failure, run_resumable
-from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
+from vw2.console import UserError
+from vw2.data.manifest import SPLITS, Entry, Refused, content_hash
+from vw2.data.sources.base import (
+    READ_ERRORS,
+    UNKNOWN,
+    IngestConfig,
+    inspect_all,
+    refuse_pickles,
+    source_folder,
+    why,
+)
 from vw2.media.decode import MediaError, scan
 
 SUFFIXES = frozenset(".3g2 .3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 SIDECARS = ("videos.csv", "videos.parquet")
 COLUMNS = ("task", "instruction", "split", "environment", "licence")
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -104,22 +110,18 @@ def make_ids(files: list[str]) -> dict[str, str]:
 
 
 def inspect(job: FolderJob) -> dict:
-    """Decode one file from end to end; the JSON form of its Entry, or of Refused with the true reason."""
+    """Decode one file from end to end; {"items": [its Entry, or Refused with the true reason]} as JSON."""
     try:
         info = scan(Path(job.file), max_side=job.max_side, max_seconds=job.time_limit)
         if info.frames < job.min_frames:
             unit = "frame" if info.frames == 1 else "frames"
             raise MediaError(f"holds {info.frames} {unit}, ingest.min_frames is {job.min_frames}")
         digest = content_hash(Path(job.file))
-    except MediaError as error:
-        return asdict(Refused(job.path, str(error)))
-    except OSError as error:
-        return asdict(Refused(job.path, f"cannot be read ({error.strerror or error})"))
-    except MemoryError:
-        return asdict(Refused(job.path, f"needs more than {MEMORY_GIB:g} GiB to decode"))
+    except READ_ERRORS as error:
+        return {"items": [asdict(Refused(job.path, why(error)))]}
     facts = {name: getattr(info, name) for name in ("fps", "frames", "width", "height", "codec", "variable", "sar")}
     given = {name: getattr(job, name) for name in ("id", "path", *COLUMNS)}
-    return asdict(Entry(source="folder", hash=digest, **given, **facts))
+    return {"items": [asdict(Entry(source="folder", hash=digest, **given, **facts))]}
 
 
 def _jobs(config: IngestConfig, root: Path, files: list[str], sidecar: dict) -> dict[str, FolderJob]:
@@ -154,25 +156,13 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     Yields: an Entry or a Refused per file, and a Refused per sidecar row whose file is not there.
     Raises: UserError if the folder is missing, holds no video or has a faulty sidecar.
     """
-    root = locate(config.path)
-    if not root.is_dir():
-        kind = "a file" if root.exists() else "nothing"
-        raise UserError(f"expected a folder of videos at ingest.path {config.path}, got {kind}; change ingest.path")
+    root = source_folder(config, "videos")
     files, sidecar = find_videos(root), read_sidecar(root)
     if not files:
+        refuse_pickles(config, root)
         raise UserError(f"no video in ingest.path {config.path} (looked for {', '.join(sorted(SUFFIXES))})")
     for file in sorted(set(sidecar) - set(files)):
         yield Refused(
             (Path(config.path) / file).as_posix(), "is listed in the sidecar but is not a video in the folder"
         )
-    jobs = _jobs(config, root, files, sidecar)
-    # The worker's own limit, in computing time, comes first and tells how many frames came out; the pool's, in
-    # wall-clock time, kills what hangs.
-    limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(len(jobs), "look into videos") as bar:
-        for name, record in run_resumable(inspect, jobs, work / "entries", **limits):
-            if isinstance(record, Failure):
-                yield Refused(jobs[name].path, record.reason)
-            else:
-                yield from_record(record)
-            bar.advance()
+    yield from inspect_all(inspect, _jobs(config, root, files, sidecar), config, work, workers)

@@ -1,0 +1,154 @@
+"""A folder of folders of pictures: every folder that holds PNG, JPEG, BMP or WebP files is a video.
+
+Pictures go by name in natural order (2 before 10), ingest.frames_fps of them a second, into a lossless H.264 file. A
+video with a picture that is broken, too large, of more than 8 bits or of another size than its first is refused; no
+picture is left out or made up. The table `videos.csv` or `videos.parquet` of the source `folder` may stand in the root;
+its column `file` names the folder of a video. Without it: task = name of the folder above, or of the root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vw2.console import UserError
+from vw2.data.manifest import Entry, Refused, content_hash
+from vw2.data.sources.base import (
+    READ_ERRORS,
+    UNKNOWN,
+    IngestConfig,
+    inspect_all,
+    refuse_pickles,
+    source_folder,
+    why,
+)
+from vw2.data.sources.folder import COLUMNS, make_ids, read_sidecar
+from vw2.media.decode import MediaError, probe, read_image
+from vw2.media.encode import write_video
+from vw2.scratch import atomic_file
+
+FOLDER = "data/videos"  # where the stage puts the videos, relative to the repository
+SUFFIXES = frozenset(".bmp .jpeg .jpg .png .webp".split())
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # by content: a .png that is PostScript would be run, not read
+
+
+@dataclass(frozen=True)
+class FramesJob:
+    """One folder of pictures."""
+
+    folder: str  # openable
+    path: str  # as given in params.yaml, for the quarantine
+    names: tuple[str, ...]  # pictures, in order
+    id: str
+    task: str
+    instruction: str
+    split: str | None
+    environment: str
+    licence: str
+    work: Path
+    config: IngestConfig
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key by which img2 comes before img10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)] + [(-1, name)]
+
+
+def find_folders(root: Path) -> dict[str, tuple[str, ...]]:
+    """Folder relative to the root -> its pictures in natural order; hidden files and folders are passed over."""
+    found = {}
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        names = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+        if names:
+            found[Path(folder).relative_to(root).as_posix()] = tuple(sorted(names, key=natural))
+    return dict(sorted(found.items()))
+
+
+def pictures(job: FramesJob) -> Iterator[np.ndarray]:
+    """The pictures of a video, one in memory at a time; MediaError naming the one that cannot be used."""
+    start, shape = time.process_time(), None
+    for number, name in enumerate(job.names):
+        try:
+            picture = read_image(Path(job.folder) / name, max_side=job.config.max_side, formats=FORMATS)
+        except READ_ERRORS as error:
+            raise MediaError(f"breaks after {number} pictures: {name} {why(error)}", number) from error
+        shape = shape or picture.shape
+        if picture.shape != shape:
+            size, first = (f"{each[1]}x{each[0]}" for each in (picture.shape, shape))
+            raise MediaError(
+                f"changes its size after {number} pictures: {name} is {size}, the first is {first}", number
+            )
+        if time.process_time() - start > job.config.time_limit:
+            raise MediaError(
+                f"takes longer than {job.config.time_limit:g} s to read ({number} pictures came out)", number
+            )
+        yield picture
+
+
+def make_video(job: FramesJob) -> dict[str, Any]:
+    """Write <work>/videos/<id>.mp4; {"items": [the Entry, or Refused with the true reason]} as JSON."""
+    file = job.work / "videos" / f"{job.id}.mp4"
+    try:
+        if len(job.names) < job.config.min_frames:
+            raise MediaError(f"holds {len(job.names)} pictures, ingest.min_frames is {job.config.min_frames}")
+        with atomic_file(file) as temporary:
+            write_video(temporary, pictures(job), job.config.frames_fps, lossless=True)
+    except (MediaError, MemoryError) as error:  # a full disk is not the pictures' fault
+        return {"items": [asdict(Refused(job.path, why(error)))]}
+    info = probe(file)
+    if info.frames != len(job.names):
+        raise ValueError(f"{file}: expected {len(job.names)} frames, wrote {info.frames}")
+    given = {name: getattr(job, name) for name in ("id", *COLUMNS)}
+    facts = {name: getattr(info, name) for name in ("fps", "frames", "width", "height", "codec")}
+    path = f"{FOLDER}/{job.id}.mp4"
+    return {"items": [asdict(Entry(source="frames", path=path, hash=content_hash(file), **given, **facts))]}
+
+
+def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | Refused]:
+    """Make a video of every folder of pictures below `config.path`.
+
+    Yields: an Entry or a Refused per folder, and a Refused per sidecar row whose folder holds no picture.
+    Raises: UserError if there is no picture or the sidecar is faulty.
+    """
+    root = source_folder(config, "folders of pictures")
+    folders, sidecar = find_folders(root), read_sidecar(root)
+    if not folders:
+        refuse_pickles(config, root)
+        raise UserError(f"no picture in ingest.path {config.path} (looked for {', '.join(sorted(SUFFIXES))})")
+    for folder in sorted(set(sidecar) - set(folders)):
+        path = (Path(config.path) / folder).as_posix()
+        yield Refused(path, "is listed in the sidecar but is not a folder of pictures")
+    name = root.resolve().name
+    ids = make_ids([f"{name if folder == '.' else folder}.mp4" for folder in folders])  # make_ids cuts the suffix
+    jobs = {}
+    for (folder, names), video in zip(folders.items(), ids.values(), strict=True):
+        given = sidecar.get(folder, {})
+        task = given.get("task") or ((root.resolve() / folder).parent.name if folder != "." else name) or UNKNOWN
+        job = FramesJob(
+            folder=str(root / folder),
+            path=(Path(config.path) / folder).as_posix(),
+            names=names,
+            id=video,
+            task=task,
+            instruction=given.get("instruction") or task.replace("_", " "),
+            split=given.get("split"),
+            environment=given.get("environment") or UNKNOWN,
+            licence=given.get("licence") or config.licence,
+            work=work,
+            config=config,
+        )
+        digest = hashlib.sha256(str(job).encode())
+        for each in names:
+            state = (root / folder / each).stat()
+            digest.update(f" {state.st_size} {state.st_mtime_ns}".encode())
+        jobs[digest.hexdigest()[:32]] = job
+    yield from inspect_all(make_video, jobs, config, work, workers, "make videos")
