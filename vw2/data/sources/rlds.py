@@ -178,9 +178,10 @@ def _faults(match: re.Match, data: DataSet, episodes: int) -> str | None:
     """The reason if a shard that ends well holds another number of episodes than it should."""
     lengths = data.lengths.get(match["split"] or "", [])
     number = int(match["number"] or 0)
-    if len(lengths) == int(match["of"] or 1) and number < len(lengths) and lengths[number] != episodes:
-        return f"holds {episodes} episodes, dataset_info.json declares {lengths[number]}"
-    return None if episodes or lengths else "is empty"
+    declared = lengths[number] if len(lengths) == int(match["of"] or 1) and number < len(lengths) else None
+    if declared is None:
+        return None if episodes else "is empty"
+    return None if declared == episodes else f"holds {episodes} episodes, dataset_info.json declares {declared}"
 
 
 def _make_id(name: str) -> str:
