@@ -236,7 +236,19 @@ def test_frame_rate_from_the_info(data, tmp_path):
     write_info(folder, {"train": [2, 1], "val": [1]}, metadata={"robot": {"control_frequency": "5"}})
     taken, _ = take(data, tmp_path / "work")
     assert {entry.fps for entry in taken.values()} == {5.0}
-    assert rlds.find_fps({"fps": 0, "a": [3], "b": {"hz": True}}) == 1.0 and rlds.find_fps({"fps": "fast"}) is None
+    assert rlds.find_fps({"fps": 0, "hz": True, "a": [3], "b": {"hz": 3}}) == 3.0 and rlds.find_fps({"fps": "fast"}) is None
+
+
+def test_absent_cameras_are_passed_over(data, tmp_path):
+    black = [encoded(np.zeros((48, 96, 3), np.uint8), "jpeg")] * 4
+    wrist = [encoded(numbered_frame(i)) for i in range(70, 74)]
+    shown = episode(60, 4) | {"steps/observation/image": black, "steps/observation/wrist_image": wrist}
+    dark = shown | {"steps/observation/wrist_image": black}
+    write_shard(data / "toy/1.0.0/toy-val.tfrecord-00000-of-00001", [example(shown), example(dark)])
+    taken, refused = take(data, tmp_path / "work")
+    name = "toy__1.0.0__toy-val-00000-of-00001_00000"
+    assert [read_number(frame) for _, frame in read_frames(tmp_path / f"work/videos/{name}.mp4")] == [*range(70, 74)]
+    assert "one flat colour" in refused["toy/1.0.0/toy-val.tfrecord-00000-of-00001#1"] and len(taken) == 4
 
 
 def test_damaged_shards_are_named(data, tmp_path):
@@ -280,8 +292,8 @@ def test_damaged_shards_are_named(data, tmp_path):
         "text-train.tfrecord-00000-of-00001#0": "no TFRecord file",
         "none-train.tfrecord-00000-of-00001": "is empty",
         "noise-train.tfrecord-00000-of-00001#0": "broken message",
-        "noise-train.tfrecord-00000-of-00001#1": "holds no picture in steps/observation/image",
-        "noise-train.tfrecord-00000-of-00001#2": "holds no picture in steps/observation/image",
+        "noise-train.tfrecord-00000-of-00001#1": "shows nothing in steps/observation/image",
+        "noise-train.tfrecord-00000-of-00001#2": "shows nothing in steps/observation/image",
         "far-train.tfrecord-00000-of-00007": "is not there, nor are 5 others of 7 shards",
     }
     for name, words in reasons.items():
@@ -301,7 +313,7 @@ def test_faulty_episodes_and_counts(data, tmp_path):
         {"steps/observation/image": [*images[:3], b"%!PS-Adobe-3.0 EPSF-3.0", *images[4:]]},
         {"steps/observation/image": [*images[:5], encoded(np.zeros((50, 96, 3), np.uint8))]},
         {"steps/observation/image": [encoded(np.zeros((8, 9000, 3), np.uint8))] * 6},
-        {"steps/observation/image": []},
+        {"steps/observation/image": [], "steps/observation/wrist_image": [b""] * 6},
         {"steps/action": np.zeros(13, np.float32)},
         {"steps/action": [b"x"] * 6},
         {"steps/language_instruction": [b"x"] * 4},
@@ -313,7 +325,7 @@ def test_faulty_episodes_and_counts(data, tmp_path):
         "holds no colour picture in JPEG or PNG in frame 3",
         "changes its size at frame 5 from 96x48 to 96x50",
         "more than 8192 on a side",
-        "holds no picture in steps/observation/image",
+        "shows nothing in steps/observation/image, steps/observation/wrist_image",
         "holds 13 numbers in steps/action for 6 frames",
         "lacks the numbers of steps/action",
         "holds 4 instructions in steps/language_instruction for 6 frames",
@@ -362,13 +374,11 @@ def test_choice_of_features():
     kinds = kinds_of_schema(json.loads(json.dumps(schema)))
     assert "steps/observation/depth" not in kinds
     keys = choose(kinds)
-    assert keys.image == "steps/observation/rgb" and keys.state == ("steps/observation/proprio",)
+    assert keys.images[0] == "steps/observation/rgb" and keys.state == ("steps/observation/proprio",)
     assert keys.action == ("steps/action/gripper", "steps/action/world_vector")
     assert keys.instruction == "steps/instruction"
     del kinds["steps/observation/rgb"]
-    assert choose(kinds).image == "steps/observation/a_side"
-    del kinds["steps/observation/a_side"]
-    assert choose(kinds).image == "steps/observation/gripper_image"
+    assert choose(kinds).images == ("steps/observation/a_side", "steps/observation/gripper_image")
 
 
 # ---------------------------------------------------------------- the file format

@@ -3,7 +3,8 @@
     <ingest.path>/.../<name>-<split>.tfrecord-00000-of-00008    as TFDS names them; any depth, several data sets
                   .../features.json, dataset_info.json          used where present
 
-Every episode is a video and a track. Which features are taken: `vw2.data.sources.rlds_keys`. Splits: train; val,
+Every episode is a video and a track. Which features are taken: `vw2.data.sources.rlds_keys`; of the cameras, the first
+that shows anything. Splits: train; val,
 validation, eval and test become test; others go by content. The frame rate is a control frequency in dataset_info.json
 or metadata.json if one is given there (`FPS_KEYS`), else 10 Hz (`FPS`): RLDS itself has no place for it. Task = name of
 the data set, environment = unknown. Shards are read without TensorFlow (`vw2.data.tfrecord`), an episode at a time; a
@@ -78,6 +79,20 @@ def _pictures(encoded: list[memoryview], limits: Limits) -> Iterator[np.ndarray]
             raise MediaError(f"has a frame, {number}, that {error}") from error
 
 
+def _shows(encoded: list[memoryview] | np.ndarray, limits: Limits) -> bool:
+    """Is there anything to see? Data sets fill absent cameras up with empty strings or pictures of one colour.
+
+    True where a picture is damaged: the reason for refusing it comes later.
+    """
+    if isinstance(encoded, np.ndarray) or not encoded:
+        return False
+    ends = [data for data in (encoded[0], encoded[-1]) if len(data)]
+    try:
+        return any(picture.min() < picture.max() for picture in _pictures(ends, limits))
+    except MediaError:
+        return True
+
+
 def make_video(job: RldsJob) -> dict[str, Any]:
     """Write the video and the track of one episode; the JSON form of its Entry, or of Refused with the true reason."""
     try:
@@ -85,9 +100,10 @@ def make_video(job: RldsJob) -> dict[str, Any]:
             found = features(read_record(stream, job.record))
         kinds = dict(job.kinds)
         keys = choose(kinds if IMAGE in kinds.values() else kinds_of_values(found) | kinds)
-        encoded = values(found.get(keys.image, []))
-        if isinstance(encoded, np.ndarray) or not encoded:
-            raise MediaError(f"holds no picture in {keys.image}")
+        cameras = (values(found.get(key, [])) for key in keys.images)
+        encoded = next((each for each in cameras if _shows(each, job.limits)), None)
+        if encoded is None:
+            raise MediaError(f"shows nothing in {', '.join(keys.images)} (no picture, or one flat colour)")
         count = len(encoded)
         said = words(found, keys.instruction, count)
         track = Track(matrix(found, keys.action, count), matrix(found, keys.state, count), said)
@@ -133,7 +149,7 @@ def find_fps(info: Any) -> float | None:
             rate = float(info[key])
         except (KeyError, TypeError, ValueError):
             continue
-        if 0 < rate <= 1000:
+        if 0 < rate <= 1000 and not isinstance(info[key], bool):
             return rate
     return next((rate for value in info.values() if (rate := find_fps(value))), None)
 

@@ -40,9 +40,9 @@ INSTRUCTIONS = (
 
 @dataclass(frozen=True)
 class Keys:
-    """Features to read; several numbers are put side by side in this order."""
+    """Features to read; several actions or states are put side by side in this order."""
 
-    image: str
+    images: tuple[str, ...]  # one of them, best first
     action: tuple[str, ...]
     state: tuple[str, ...]
     instruction: str | None
@@ -123,7 +123,7 @@ def choose(kinds: Mapping[str, str]) -> Keys:
     state = [numbers[name] for name in named] or _parts(numbers, "observation/state/")
     said = {_base(key): key for key in sorted(kinds) if kinds[key] != IMAGE}
     instruction = next((said[name] for name in INSTRUCTIONS if name in said), None)
-    return Keys(images[0], tuple(action), tuple(state), instruction)
+    return Keys(tuple(images), tuple(action), tuple(state), instruction)
 
 
 def _parts(numbers: Mapping[str, str], start: str) -> list[str]:
