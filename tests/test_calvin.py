@@ -118,6 +118,17 @@ def test_any_number_of_workers_and_a_second_run_agree(data, tmp_path, monkeypatc
     assert numbers(tmp_path / "b", taken[name])[5] == 99 and taken[name].hash != first[0][name].hash
 
 
+def test_interrupted_work_goes_on(data, tmp_path):
+    config = IngestConfig(source="calvin", path=str(data), licence="MIT", time_limit=60.0)
+    running = calvin.entries(config, tmp_path / "work", 1)
+    first = next(running)
+    running.close()  # ends the workers, as an interruption does
+    (done,) = (tmp_path / "work" / "entries").iterdir()
+    before = done.stat().st_mtime_ns, (tmp_path / "work/videos" / f"{first.id}.mp4").stat().st_mtime_ns
+    assert take(data, tmp_path / "work") == take(data, tmp_path / "straight")
+    assert before == (done.stat().st_mtime_ns, (tmp_path / "work/videos" / f"{first.id}.mp4").stat().st_mtime_ns)
+
+
 def test_one_split_and_names_of_folders(data, tmp_path):
     taken, _ = take(data / "validation", tmp_path / "a")
     assert [(entry.id, entry.split) for entry in taken.values()] == [("validation_0000005-0000016_play", "test")]

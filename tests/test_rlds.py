@@ -236,7 +236,10 @@ def test_frame_rate_from_the_info(data, tmp_path):
     write_info(folder, {"train": [2, 1], "val": [1]}, metadata={"robot": {"control_frequency": "5"}})
     taken, _ = take(data, tmp_path / "work")
     assert {entry.fps for entry in taken.values()} == {5.0}
-    assert rlds.find_fps({"fps": 0, "hz": True, "a": [3], "b": {"hz": 3}}) == 3.0 and rlds.find_fps({"fps": "fast"}) is None
+    assert (
+        rlds.find_fps({"fps": 0, "hz": True, "a": [3], "b": {"hz": 3}}) == 3.0
+        and rlds.find_fps({"fps": "fast"}) is None
+    )
 
 
 def test_absent_cameras_are_passed_over(data, tmp_path):
@@ -320,7 +323,7 @@ def test_faulty_episodes_and_counts(data, tmp_path):
         episode(0, 1),
     ]
     words = [
-        "has a frame, 3, that is damaged",
+        "has a damaged picture in frame 3",
         "holds nothing in frame 3",
         "holds no colour picture in JPEG or PNG in frame 3",
         "changes its size at frame 5 from 96x48 to 96x50",
@@ -360,7 +363,10 @@ def test_missing_or_empty_folder(tmp_path):
     with pytest.raises(UserError, match="got nothing"):
         take(tmp_path / "none", tmp_path / "work")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no TFRecord file"):
+    with pytest.raises(UserError, match="no TFRecord file.*change ingest.path"):
+        take(tmp_path / "empty", tmp_path / "work")
+    (tmp_path / "empty" / "episode.pkl").write_bytes(b"x")
+    with pytest.raises(UserError, match="never loaded: take the data set's RLDS shards or its LeRobot form"):
         take(tmp_path / "empty", tmp_path / "work")
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vw2.console import UserError, progress
 from vw2.data.manifest import Entry, Refused, locate
@@ -33,7 +34,7 @@ from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.data.sources.rlds_keys import IMAGE, choose, is_picture, kinds_of_schema, kinds_of_values, matrix, words
 from vw2.data.tfrecord import Record, RecordError, features, index_records, read_record, values
-from vw2.media.decode import MediaError, read_image
+from vw2.media.decode import MediaError
 
 FPS = 10.0  # frames per second where nothing tells
 FPS_KEYS = ("control_frequency", "control_freq", "control_hz", "frequency", "fps", "hz")
@@ -74,9 +75,14 @@ def _pictures(encoded: list[memoryview], limits: Limits) -> Iterator[np.ndarray]
             what = "nothing" if not len(data) else "no colour picture in JPEG or PNG"
             raise MediaError(f"holds {what} in frame {number}")
         try:
-            yield read_image(io.BytesIO(data), max_side=limits.max_side)
-        except MediaError as error:
-            raise MediaError(f"has a frame, {number}, that {error}") from error
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as stored:
+                if max(stored.size) > limits.max_side:
+                    size = f"{stored.width}x{stored.height}"
+                    raise MediaError(f"has a frame of {size} pixels, more than {limits.max_side} on a side")
+                picture = np.array(stored.convert("RGB"))  # not turned by EXIF: TensorFlow does not either
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise MediaError(f"has a damaged picture in frame {number} ({error})") from error
+        yield picture
 
 
 def _shows(encoded: list[memoryview] | np.ndarray, limits: Limits) -> bool:
@@ -251,7 +257,10 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
         kind = "a file" if root.exists() else "nothing"
         raise UserError(f"expected a folder of TFRecord files at ingest.path {config.path}, got {kind}; change it")
     if not find_shards(root):
-        raise UserError(f"no TFRecord file (*.tfrecord*) in ingest.path {config.path}; change ingest.path")
+        hint = "change ingest.path"
+        if any(root.rglob("*.pkl")) or any(root.rglob("*.pickle")):
+            hint = "pickle files are never loaded: take the data set's RLDS shards or its LeRobot form instead"
+        raise UserError(f"no TFRecord file (*.tfrecord*) in ingest.path {config.path}; {hint}")
     jobs: dict[str, RldsJob] = {}
     for item in _look_up(config, root, work):
         if isinstance(item, Refused):
