@@ -317,6 +317,11 @@ def test_headers_that_lie_allocate_nothing(tmp_path):
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (2**16, 2**16)})
     with pytest.raises(DataError, match="declares an array of 4294967296 bytes"):
         parse_array(stream.getvalue() + b"abc")
+    for shape in ((0, 2**62, 8), (0,) * 70, (2**40, 2**40)):
+        stream = io.BytesIO()
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with pytest.raises(DataError, match="declares an array"):
+            parse_array(stream.getvalue())
     np.savez_compressed(tmp_path / "bomb.npz", rgb_static=np.zeros(2**24, np.uint8))
     with pytest.raises(DataError, match="declares 16777344 bytes for rgb_static"):
         read_npz(tmp_path / "bomb.npz", ("rgb_static",), limit=2**20)

@@ -54,9 +54,11 @@ def _build(data: bytes | memoryview, shape: tuple[int, ...], fortran: bool, dtyp
     size = math.prod(shape) * dtype.itemsize
     if size != len(data):
         raise DataError(f"declares an array of {size} bytes ({shape} {dtype}), but holds {len(data)}")
-    if not size:
-        return np.zeros(shape, dtype)
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
+    try:
+        flat = np.frombuffer(data, dtype) if size else np.zeros(0, dtype)
+        return flat.reshape(shape, order="F" if fortran else "C").copy()
+    except ValueError as error:  # numpy has its own limits to shapes
+        raise DataError(f"declares an array that cannot be ({_first_line(error)[:80]})") from error
 
 
 def parse_array(data: bytes) -> np.ndarray:
