@@ -4,7 +4,7 @@ In:  data/clips, data/truth.parquet, data/warmup, data/prior; params groups seed
      gates.
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
      plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance).
-Time and memory at the committed sizes: 15 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
+Time and memory at the committed sizes: 16 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
 appearance, nuisance 0) above render.psnr_other_codes and render.psnr_copy. A run whose codes die or are not listened
 to stops with one sentence and the picture. Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro train_dldm

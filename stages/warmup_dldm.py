@@ -3,7 +3,7 @@
 In:  data/clips (train split); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
 Out: data/warmup/{ldm.safetensors,config.json}, metrics/warmup_dldm.json, plots/warmup_dldm (TSV per series),
      plots/warmup_dldm.png (real, coarse).
-Time and memory at the committed sizes: 3 minutes on two cores, 2 GiB. Headline: codes.entropy_bits well above half of
+Time and memory at the committed sizes: 13 minutes on two cores, 2 GiB. Headline: codes.entropy_bits well above half of
 log2(codebook). Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
 """
