@@ -18,7 +18,7 @@ from vw2.data.manifest import Entry, Refused
 from vw2.data.shards import ClipStore
 from vw2.data.sources import lerobot, lerobot_meta
 from vw2.data.sources.base import TRACKS, IngestConfig
-from vw2.data.sources.table import adapter
+from vw2.data.sources.table import ADAPTERS
 from vw2.media.decode import MediaError, read_frames
 from vw2.media.segments import read_span, scan_spans
 
@@ -298,10 +298,10 @@ def test_faulty_lists_are_told(tmp_path):
 def test_pickles_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "openx").mkdir()
     (tmp_path / "openx/a.pickle").write_bytes(b"\x80\x04")
-    for source in ("lerobot", "folder", "frames", "videocraft"):
+    for source in ADAPTERS:
         config = IngestConfig(source=source, path=str(tmp_path / "openx"))
         with pytest.raises(UserError, match="holds pickles .a.pickle.*set ingest.source to lerobot or rlds"):
-            list(adapter(source).entries(config, tmp_path / "work", 1))
+            list(ADAPTERS[source].entries(config, tmp_path / "work", 1))
 
 
 def test_parts_need_times(tmp_path):
