@@ -26,7 +26,6 @@ from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
-from vw2.models.pretrained import read_part, take_over
 from vw2.models.renderer import DLDMRenderer, load_ldm, load_prior, save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -50,7 +49,6 @@ TRUTH = Path("data/truth.parquet")
 MANIFEST = Path("data/manifest.parquet")
 WARMUP = Path("data/warmup")
 PRIOR = Path("data/prior")
-PRETRAINED = Path("data/pretrained")
 OUT = Path("data/dldm")
 LOGS = Path("plots/train_dldm")
 PLOT = Path("plots/train_dldm.png")
@@ -66,16 +64,13 @@ class JointConfig:
     listen_steps: int  # steps in which the VDM learns to listen before the codes may move
 
 
-def build(config: DLDMConfig, pretrained: bool) -> tuple[DLDM, DLDMRenderer]:
-    """The dLDM with warm LDM, ready for the joint stage; all else pretrained, or the VDM alone."""
+def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
+    """The dLDM with warm LDM and pretrained VDM, ready for the joint stage."""
     prior = load_prior(PRIOR)
     dldm = DLDM(config, prior)
     dldm.ldm.load_state_dict(load_ldm(WARMUP).state_dict())
     if dldm.control is not None:
         dldm.control.copy_blocks(dldm.vdm)
-    if pretrained:
-        for part in ("projection", "vdm") + (("control",) if dldm.control is not None else ()):
-            take_over(getattr(dldm, part), read_part(PRETRAINED, part))
     return dldm, DLDMRenderer(dldm, prior)
 
 
@@ -117,7 +112,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
     truth, looks = pl.read_parquet(TRUTH), appearance_of(manifest.read(MANIFEST))
     with runtime("train_dldm"):
-        dldm, renderer = build(dldm_config, values["pretrain_dldm"]["use"])
+        dldm, renderer = build(dldm_config)
         judged = pick_clips(store, "train", 2, seed)
         warm = encode_rows(dldm.ldm.eval(), store, judged)
         rows = store.select(split="train")

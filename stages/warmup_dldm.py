@@ -21,7 +21,7 @@ from vw2.data.shards import ClipStore
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
-from vw2.models.pretrained import read_part, take_over
+from vw2.models.pretrained import take_over
 from vw2.models.renderer import LDMRenderer, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -63,7 +63,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
     chosen = {
-        "use": values["pretrain_dldm"]["use"],
+        "use": values["pretrain_ldm"]["use"],
         "seed": seed,
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
@@ -78,8 +78,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         if not rows:
             raise UserError(f"{CLIPS} holds no clip of split train; give some videos that split")
         ldm = LDM(dldm.ldm)
-        if values["pretrain_dldm"]["use"]:
-            left = take_over(ldm, read_part(PRETRAINED, "ldm"))
+        if values["pretrain_ldm"]["use"]:
+            left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         work = train(accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM")
         ldm.eval()

@@ -61,9 +61,11 @@ class LDMRenderer(nn.Module):
         return torch.cat([first_frame, video[:, :, 1:]], dim=2)
 
 
-def save_ldm(ldm: LDM, folder: Path) -> None:
+def save_ldm(ldm: LDM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write weights, floating ones as `dtype`, and the config."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in ldm.state_dict().items()}, folder / "ldm.safetensors")
+    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in ldm.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "ldm.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(ldm.config), indent=2, sort_keys=True) + "\n")
 
 
@@ -85,11 +87,9 @@ def load_prior(folder: Path) -> Prior:
     return prior
 
 
-def save_dldm(dldm: DLDM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write weights, floating ones as `dtype`, and the config."""
+def save_dldm(dldm: DLDM, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in dldm.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "dldm.safetensors")
+    save_file({k: v.contiguous() for k, v in dldm.state_dict().items()}, folder / "dldm.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(dldm.config), indent=2, sort_keys=True) + "\n")
 
 
