@@ -2,7 +2,7 @@
 
 The warm-up on the craft tasks, and the plain LDM after it, begin from these weights (`pretrain_ldm.use`).
 
-In:  params groups seed, compute, craft, prior (how many clips it saw, how long they are), dldm (its ldm part),
+In:  params groups seed, compute, craft (its size), prior (how many clips it saw, how long they are), dldm (its ldm part),
      pretrain_ldm. The corpus is rendered: purposeless clips that the prior has not seen either.
 Out: data/pretrained/{ldm.safetensors (bf16),config.json,training.tsv}, metrics/pretrain_ldm.json,
      plots/pretrain_ldm.png (real, coarse, with own and with another clip's codes).
@@ -61,7 +61,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     frames, seen = values["prior"]["frames"], values["prior"]["clips"]
     table("pretrain_ldm", asdict(ldm_config) | asdict(config))
     accelerator = start(compute, seed)
-    chosen = {"seed": seed, "craft": asdict(craft), "ldm": asdict(ldm_config), **asdict(config)}
+    chosen = {"seed": seed, "resolution": craft.resolution, "ldm": asdict(ldm_config), **asdict(config)}
     folder = scratch_dir("pretrain_ldm", fingerprint(chosen, [], []))
     with runtime("pretrain_ldm"):
         store = corpus(craft, seen, config.clips, frames, folder / "corpus", worker_count(values.get("runtime") or {}))
