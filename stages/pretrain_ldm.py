@@ -2,7 +2,7 @@
 
 The warm-up on the craft tasks, and the plain LDM after it, begin from these weights (`pretrain_ldm.use`).
 
-In:  params groups seed, compute, craft (its size), prior (how many clips it saw, how long they are), dldm (its ldm part),
+In:  params groups seed, compute, craft (its size), prior (how many clips it saw, their length), dldm (its ldm part),
      pretrain_ldm. The corpus is rendered: purposeless clips that the prior has not seen either.
 Out: data/pretrained/{ldm.safetensors (bf16),config.json,training.tsv}, metrics/pretrain_ldm.json,
      plots/pretrain_ldm.png (real, coarse, with own and with another clip's codes).
