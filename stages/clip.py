@@ -1,6 +1,6 @@
 """Cut all videos into clips of T frames at one rate and size.
 
-In:  data/manifest.parquet and the videos it names; params group clip (and seed, for the record).
+In:  data/manifest.parquet and the videos it names; params groups clip, splits (and seed, for the record).
 Out: data/clips: frames-*.npy (uint8 (S, H, W, 3) shards of up to 256 MiB), index.parquet (one row per clip; see
      vw2/data/shards.py), clips.json (the parameters), quarantine.parquet (videos too short for a clip);
      metrics/clip.json, plots/clip.png (the first clip of each task).
@@ -23,7 +23,7 @@ import typer
 from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import UserError, console, progress, run, table
-from vw2.data import manifest
+from vw2.data import guards, manifest
 from vw2.data.clips import ClipConfig, cut_file
 from vw2.data.manifest import Refused
 from vw2.data.pool import Failure, run_resumable, worker_count
@@ -117,6 +117,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     values = parameters.load(params)
     workers = worker_count(values.get("runtime") or {})
     config = parameters.build(ClipConfig, values.get("clip"), "clip")
+    shared = parameters.build(guards.SplitsConfig, values.get("splits"), "splits")
     frame = manifest.read(MANIFEST)
     table("clip", asdict(config) | {"seconds per clip": (config.frames - 1) / config.fps, "videos": len(frame)})
     # The manifest holds the hash of every video, so it stands for all of them.
@@ -135,6 +136,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
             raise UserError(f"none of {len(frame)} videos gives a clip; the first, {first.path}, {first.reason}")
         with atomic_dir(CLIPS) as temporary:
             index = write_shards(temporary, videos, asdict(config))
+            if not shared.near_duplicates:
+                guards.check_duplicates(ClipStore(temporary))
             manifest.write_quarantine(temporary / "quarantine.parquet", refused)
         draw(ClipStore(CLIPS))
         figures = summary(frame, index, config, results)

@@ -1,7 +1,7 @@
 """Collect videos into one manifest: render the craft world, or take videos or a robot data set from a folder.
 
-In:  params groups seed, ingest, craft; for all sources but craft the files in ingest.path (not tracked by DVC: after
-     changing them run `dvc repro -f ingest`).
+In:  params groups seed, ingest, craft, splits; for all sources but craft the files in ingest.path (not tracked by
+     DVC: after changing them run `dvc repro -f ingest`).
 Out: data/videos/*.mp4 (what the source made: craft, frames; else empty), data/manifest.parquet (one row per video),
      data/quarantine.parquet (one row per refused file, with the reason), data/truth.parquet (craft only, one row per
      frame, else no rows), data/tracks.parquet (robot data only, actions and states, one row per frame, else no rows),
@@ -26,7 +26,7 @@ import typer
 from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import UserError, console, run, table
-from vw2.data import manifest
+from vw2.data import guards, manifest
 from vw2.data.manifest import Entry, Refused
 from vw2.data.pool import worker_count
 from vw2.data.sources import craft
@@ -114,6 +114,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     seed, workers = values["seed"], worker_count(values.get("runtime") or {})
     config = parameters.build(IngestConfig, values.get("ingest"), "ingest")
     world = parameters.build(CraftConfig, {**(values.get("craft") or {}), "seed": seed}, "craft")
+    splits = parameters.build(guards.SplitsConfig, values.get("splits"), "splits")
     used = {"ingest": asdict(config), "seed": seed} | ({"craft": asdict(world)} if config.source == "craft" else {})
     table("ingest", used)
     work = scratch_dir("ingest", fingerprint(used, [], import_closure(Path(__file__), ROOT)))
@@ -121,6 +122,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     with runtime("ingest") as rates:
         entries, refused = sort_out(sources.entries(config, world, work, workers))
         frame = manifest.build(entries)
+        guards.check_splits(frame, splits)
         place_videos(entries, work)
         place_table(TRUTH, craft.TRUTH, entries, work / "truth")
         place_table(TRACK, TRACKS, entries, work / "tracks")

@@ -1,0 +1,99 @@
+"""What may not stand in both train and test: a video, a near-duplicate of it, an environment.
+
+Train is what is learned from (splits train and fail), test what is judged (test and probe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from vw2.console import UserError, track
+from vw2.data.shards import ClipStore
+from vw2.media.resize import resize_frames
+
+JUDGED = ("test", "probe")
+UNKNOWN = "unknown"  # environment of videos about which nothing is said
+SAMPLES, SIDE = 8, 16  # a signature: grey frames evenly spread over a video, pixels of their side
+ALIKE, CELLS = 8, 0.98  # levels of 255 by which the cells of near-duplicates differ at most, but for the odd 2 %
+SHOWN = 5  # pairs named in an error
+
+
+@dataclass(frozen=True)
+class SplitsConfig:
+    """Group `splits` of params.yaml: what train and test may share."""
+
+    environments: bool = False
+    near_duplicates: bool = False
+
+
+def check_splits(frame: pl.DataFrame, config: SplitsConfig) -> None:
+    """Refuse a manifest with the same content, or the same known environment, in both train and test.
+
+    Where all videos are from one environment, none can be kept for test, and it may be shared.
+    Raises: UserError that lists them.
+    """
+    sides = frame.with_columns(pl.col("split").is_in(JUDGED).alias("judged"))
+    content = sides.group_by("hash", "start", "stop").agg(pl.col("id"), both=pl.col("judged").n_unique() > 1)
+    pairs = sorted(" = ".join(sorted(ids)) for ids in content.filter("both")["id"])
+    if pairs:
+        raise UserError(f"the same video is in both train and test: {listed(pairs)}; give copies one split")
+    if not config.environments and frame["environment"].n_unique() > 1:
+        known = sides.filter(pl.col("environment") != UNKNOWN)
+        shared = known.group_by("environment").agg(both=pl.col("judged").n_unique() > 1).filter("both")
+        if len(shared):
+            raise UserError(
+                f"environments are in both train and test: {listed(sorted(shared['environment']))}; give all videos of "
+                "an environment one split, or set splits.environments to true"
+            )
+
+
+def signature(frames: np.ndarray) -> np.ndarray:
+    """(F, H, W, 3) uint8, F >= 1 -> (SAMPLES SIDE SIDE,) uint8: what a video looks like from far away."""
+    chosen = frames[np.linspace(0, len(frames) - 1, SAMPLES).round().astype(int)]
+    small = resize_frames(chosen, SIDE, SIDE, "stretch")
+    return small.astype(np.float32).mean(-1).round().astype(np.uint8).ravel()
+
+
+def near_duplicates(signatures: np.ndarray, judged: Sequence[bool]) -> list[tuple[int, int]]:
+    """Pairs (learned from, judged) of videos that look alike from beginning to end (our choice).
+
+    Meant for the same recording encoded again, resized or renamed; not for parts, mirror images or crops of it.
+
+    Args:
+        signatures: (V, D) uint8; judged: V times, is the video one of test?
+    """
+    judged = np.asarray(judged, bool)
+    brightness = signatures.mean(1)  # alike videos differ little in it, so only neighbours need be compared
+    train = np.flatnonzero(~judged)
+    train = train[np.argsort(brightness[train], kind="stable")]
+    pairs = []
+    for row in np.flatnonzero(judged):
+        reach = ALIKE + (1 - CELLS) * 255
+        low, high = np.searchsorted(brightness[train], [brightness[row] - reach, brightness[row] + reach])
+        near = train[low:high]
+        apart = np.abs(signatures[near].astype(np.int16) - signatures[row])
+        pairs += [(int(other), int(row)) for other in near[(apart <= ALIKE).mean(1) >= CELLS]]
+    return sorted(pairs)
+
+
+def check_duplicates(store: ClipStore) -> None:
+    """Refuse near-duplicates in both train and test. Raises: UserError that lists them."""
+    splits = dict(store.index.select("video", "split").iter_rows())
+    names, judged = list(splits), [split in JUDGED for split in splits.values()]
+    looks = [signature(store.video(name)) for name in track(names, "look for near-duplicates")]
+    pairs = [f"{names[a]} ~ {names[b]}" for a, b in near_duplicates(np.stack(looks), judged)]
+    if pairs:
+        raise UserError(
+            f"videos of train and test look the same: {listed(pairs)}; take one of each pair out, give both one split, "
+            "or set splits.near_duplicates to true"
+        )
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first items, and how many more there are."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
