@@ -5,7 +5,7 @@ In:  params groups seed, ingest, craft, splits; for all sources but craft the fi
 Out: data/videos/*.mp4 (what the source made: craft, frames; else empty), data/manifest.parquet (one row per video),
      data/quarantine.parquet (one row per refused file, with the reason), data/truth.parquet (craft only, one row per
      frame, else no rows), data/tracks.parquet (robot data only, actions and states, one row per frame, else no rows),
-     metrics/ingest.json, plots/ingest.png (one row per task).
+     metrics/ingest.json, plots/ingest.png (one row per task), plots/ingest_shares.png (durations, share of each task).
 Time and memory: 640 craft videos of 64x64 in 3 minutes on two cores, 1 GiB; a folder at its decoding speed.
 Interrupted runs continue video by video; the number of workers does not change a byte.
 Tiny run: python -m stages.preset smoke && python -m stages.ingest
@@ -14,7 +14,6 @@ Tiny run: python -m stages.preset smoke && python -m stages.ingest
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
@@ -28,6 +27,7 @@ from vw2.closure import import_closure
 from vw2.console import UserError, console, run, table
 from vw2.data import guards, manifest
 from vw2.data.manifest import Entry, Refused
+from vw2.data.overview import summary, write_chart
 from vw2.data.pool import worker_count
 from vw2.data.sources import craft
 from vw2.data.sources import table as sources
@@ -44,6 +44,7 @@ QUARANTINE = Path("data/quarantine.parquet")
 TRUTH = Path("data/truth.parquet")
 TRACK = Path("data/tracks.parquet")
 PLOT = Path("plots/ingest.png")
+CHART = Path("plots/ingest_shares.png")
 ROOT = Path(__file__).parents[1]
 ROWS = 2**17  # of a row group, fixed so that the same rows give the same bytes
 SHEET_ROWS, SHEET_FRAMES = 24, 2000  # most tasks on the contact sheet; frames of a video looked at for it
@@ -95,19 +96,6 @@ def draw(frame: pl.DataFrame) -> None:
     write_sheet(PLOT, rows)
 
 
-def summary(frame: pl.DataFrame, refused: int) -> dict[str, float]:
-    """Numbers for metrics/ingest.json."""
-    values = {
-        "videos": len(frame),
-        "tasks": frame["task"].n_unique(),
-        "frames": int(frame["frames"].sum()),
-        "hours": float((frame["frames"] / frame["fps"]).sum() / 3600),
-        "bytes": sum(manifest.locate(path).stat().st_size for path in frame["path"].unique()),
-        "refused": refused,
-    }
-    return values | {f"split.{split}": count for split, count in Counter(frame["split"]).items()}
-
-
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
     """Collect videos: render the craft world (ingest.source craft) or take them from ingest.path."""
     values = parameters.load(params)
@@ -129,7 +117,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         manifest.write_quarantine(QUARANTINE, refused)
         manifest.write(MANIFEST, frame)
         draw(frame)
-        figures = summary(frame, len(refused))
+        write_chart(CHART, frame)
+        figures = summary(frame, refused)
         rates["frames_per_second"] = figures["frames"] / (time.perf_counter() - start)
     write_metrics("ingest", figures, seed=seed, n=len(frame))
     table("taken", figures)
