@@ -85,6 +85,7 @@ def parameters(folder, **ingest):
         "ingest": {"source": "craft", "path": None, "licence": "unknown", "min_frames": 2}
         | {"max_side": 8192, "time_limit": 60.0, "camera": None, "frames_fps": 16.0}
         | ingest,
+        "splits": {"environments": False, "near_duplicates": True},  # numbered frames look much alike
         "clip": {"frames": 17, "fps": 16.0, "height": 32, "width": 32, "fit": "cover", "min_frames": 17},
         "runtime": {"workers": 2},
     }

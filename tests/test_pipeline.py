@@ -33,7 +33,8 @@ SHARED = ROOT.parent / "shared" / "realvideo"
 DVC = [sys.executable, "-m", "dvc"]
 AFTER_CLIPS = ["warmup_dldm", "train_dldm", "extract_codes", "train_ar", "rollout", "evaluate", "report"]
 AFTER_CODES = ["train_ar", "rollout", "evaluate", "report"]
-STAGES = ["ingest", "clip", "pretrain_prior", "train_classifier", *AFTER_CLIPS]
+FROZEN = ["pretrain_prior", "pretrain_ldm"]
+STAGES = ["ingest", "clip", *FROZEN, "train_classifier", *AFTER_CLIPS]
 PLAIN = ["train_plain_ldm", "extract_codes", "train_ar", "rollout", "evaluate"]
 slow = pytest.mark.slow
 
@@ -128,6 +129,7 @@ def test_dag_has_the_order_of_the_mission(outline):
         assert next_ in below(above), f"{next_} does not follow {above}"
     assert below("train_classifier") & set(STAGES) == {"evaluate", "report"}
     assert {"train_dldm", "rollout"} <= below("pretrain_prior")
+    assert {"warmup_dldm", "rollout"} <= below("pretrain_ldm")
     plain = {f"plain_ldm/dvc.yaml:{name}" for name in PLAIN}
     assert plain <= below("warmup_dldm") and not plain & below("train_dldm"), "the plain LDM never sees the dLDM"
 
@@ -194,7 +196,7 @@ def numbers(tree: dict, above: str = "") -> dict[str, float]:
 @slow
 def test_repro_runs_everything_but_the_frozen_prior(first):
     folder, text = first
-    assert sorted(ran(text)) == sorted(set(STAGES) - {"pretrain_prior"})
+    assert sorted(ran(text)) == sorted(set(STAGES) - set(FROZEN))
     order = {name: number for number, name in enumerate(ran(text))}
     assert [name for name in ran(text) if name in AFTER_CLIPS] == AFTER_CLIPS and order["ingest"] < order["clip"]
     for stage in ("warmup_dldm", "train_dldm", "extract_codes", "train_ar", "train_classifier", "evaluate"):
