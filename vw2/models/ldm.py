@@ -197,8 +197,8 @@ class LDM(nn.Module):
         """First frames as the decoder is given them in training.
 
         A chained rollout begins each clip with a frame that the model drew. So that it learns to mend its own faults,
-        the first `drawn_share` of the batch get theirs drawn: as the last frame of the clip played backwards, whose
-        codes come of running statistics (our choice).
+        the first `drawn_share` of the batch get theirs drawn: as the last frame of the clip played backwards. Half of
+        those lie two clips away from a real frame: backwards from a last frame that was drawn too (our choice).
 
         Args:
             video: (B, 3, T, size, size).
@@ -208,12 +208,18 @@ class LDM(nn.Module):
         count = round(self.config.drawn_share * len(video))
         if not count:
             return ends[:, :, :1]
-        features = self.features(video[:count].flip(2))
-        z = self.query(features).float()
+        twice = count // 2
+        last = torch.cat([self.end(video[:twice], ends[:twice, :, :1]), ends[twice:count, :, 1:]])
+        return torch.cat([self.end(video[:count].flip(2), last), ends[count:, :, :1]])
+
+    def end(self, video: Tensor, first: Tensor) -> Tensor:
+        """Last frame as drawn over the first (B, 3, 1, H, W) with the codes that running statistics give a clip."""
+        if not len(video):
+            return first
+        z = self.query(self.features(video)).float()
         normal = batch_norm(z.flatten(2).flatten(0, 1), self.spread.running_mean, self.spread.running_var)
-        drawing = self.decoder(features[:, :, :1], self.fsq(normal.view_as(z))[0])
-        drawn = drawing.over(ends[:count, :, 1:])[:, :, -1:].clamp(-1, 1)
-        return torch.cat([drawn, ends[count:, :, :1]])
+        drawing = self.decoder(self.features(self.shrink(first)), self.fsq(normal.view_as(z))[0])
+        return drawing.over(first)[:, :, -1:].clamp(-1, 1)
 
     def shrink(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3, T, size, size), antialiased by area."""
