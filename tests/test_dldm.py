@@ -22,6 +22,7 @@ from tiny_models import (
 
 from vw2.console import UserError
 from vw2.models.control import ControlConfig
+from vw2.models.backends import load_prior
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import add_noise, flow_loss, sample
 from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
@@ -31,7 +32,6 @@ from vw2.models.renderer import (
     LDMRenderer,
     load_dldm,
     load_ldm,
-    load_prior,
     load_renderer,
     save_dldm,
     save_ldm,

@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vw2.models.backends import BackendConfig
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, sample
 from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
-from vw2.models.prior import Prior
+from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
 
 
@@ -24,6 +25,7 @@ from vw2.models.projection import Projection, ProjectionConfig
 class DLDMConfig(LDMConfig):
     """Group `dldm` of params.yaml: an LDM and what stands around it."""
 
+    backend: BackendConfig = field(default_factory=BackendConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     reconstruction: Literal["off", "decoder", "trunk"] = "decoder"  # what the coarse loss teaches in the joint stage
@@ -64,13 +66,13 @@ class JointBatch:
 class DLDM(nn.Module):
     """LDM + projection + control branch + VDM; the VAE stays outside."""
 
-    def __init__(self, config: DLDMConfig, prior: Prior):
+    def __init__(self, config: DLDMConfig, prior: VideoPrior):
         super().__init__()
         self.config = config
         self.ldm = LDM(config.ldm)
         self.vdm = prior.vdm
         digits = len(config.ldm.resolved())
-        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.config.vdm.context)
+        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.vdm.context)
         latent = prior.config.vae.latent
         self.control = ControlBranch(config.control, self.vdm, latent) if config.control.blocks else None
 
@@ -96,7 +98,7 @@ class DLDM(nn.Module):
         """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs).
 
         Args:
-            vae: the frozen VideoVAE that `batch.latents` come from.
+            vae: the frozen VAE that `batch.latents` come from.
             rng: of noise and noise levels.
         """
         clean = batch.latents
@@ -123,7 +125,7 @@ class DLDM(nn.Module):
         """Render one clip.
 
         Args:
-            vae: VideoVAE of the prior.
+            vae: the VAE of the prior.
             first_frame: (B, 3, 1, H, W) in [-1, 1].
             index: (B, K, N) int64 codes.
             noise: (B, C, L, h, w) standard normal start.
