@@ -43,7 +43,9 @@ PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
 
 
-def from_image(image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int, device) -> None:
+def from_image(
+    image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int, device
+) -> None:
     """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
     if not image.is_file():
         raise UserError(f"{image} does not exist; give the path of a picture with --image")

@@ -1,23 +1,30 @@
-"""One suite for every back end of the VDM port, at tiny random size, saved as real folders and loaded as real weights."""
+"""One suite for every back end of the VDM port, at tiny random size, saved as folders and loaded as real weights."""
 
 import copy
 import dataclasses
 
-import pytest
-
 import vw2.torchvision_ops  # noqa: F401
 
+import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanRotaryPosEmbed
 from safetensors.torch import load_file, save_file
+from tiny_models import clip, draw, tiny_config, wake
 from torch.nn.functional import avg_pool3d
 
-from tests.tiny_models import clip, draw, tiny_config, wake
 from vw2.console import UserError
 from vw2.models import backends, hub
 from vw2.models.attention import Layout
-from vw2.models.backends import BACKENDS, BackendConfig, check_size, load_backend, random_cosmos, random_mini, random_wan
+from vw2.models.backends import (
+    BACKENDS,
+    BackendConfig,
+    check_size,
+    load_backend,
+    random_cosmos,
+    random_mini,
+    random_wan,
+)
 from vw2.models.cosmos import CosmosConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import sample
@@ -269,13 +276,14 @@ def test_sampler_keeps_the_first_frame(pair):
 
 
 def test_dldm_learns_on_every_back_end(pair):
-    """A joint step: the denoising loss reaches codes, projection, control branch and VDM, not the VAE; then a render."""
+    """A joint step: the denoising loss reaches codes, projection, control and VDM, not the VAE; then a render."""
     torch.manual_seed(1)
     dldm = DLDM(tiny_config(), pair)
     dldm.control.copy_blocks(dldm.vdm)
     wake(dldm.control.zero)
     wake(dldm.ldm)
-    batch = JointBatch(avg_pool3d(video(), (1, HEIGHT // 16, WIDTH // 16)), video()[:, :, [0, -1]], pair.vae.encode(video()))
+    small = avg_pool3d(video(), (1, HEIGHT // 16, WIDTH // 16))
+    batch = JointBatch(small, video()[:, :, [0, -1]], pair.vae.encode(video()))
     loss, _ = dldm(batch, pair.vae, generator(0))
     loss.backward()
     for part in (dldm.ldm.query, dldm.projection, dldm.control, dldm.vdm):
@@ -293,7 +301,7 @@ def test_dldm_learns_on_every_back_end(pair):
 
 @torch.no_grad()
 def test_wan_without_masks_is_the_model_of_its_authors(folders):
-    """With their attention back in place; times per token as diffusers' Wan pipeline spreads them (expand_timesteps)."""
+    """With their attention put back; times per token as diffusers' Wan pipeline spreads them (expand_timesteps)."""
     pair = load_backend(*folders["wan"])
     known = state(pair)
     pair.vdm.transformer.set_attn_processor(WanAttnProcessor())

@@ -21,8 +21,8 @@ from tiny_models import (
 )
 
 from vw2.console import UserError
-from vw2.models.control import ControlConfig
 from vw2.models.backends import load_prior
+from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import add_noise, flow_loss, sample
 from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss

@@ -31,9 +31,7 @@ class CosmosSafetyChecker:
 
 @pytest.fixture
 def package(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "cosmos_guardrail", types.SimpleNamespace(CosmosSafetyChecker=CosmosSafetyChecker)
-    )
+    monkeypatch.setitem(sys.modules, "cosmos_guardrail", types.SimpleNamespace(CosmosSafetyChecker=CosmosSafetyChecker))
 
 
 def test_instruction(package):

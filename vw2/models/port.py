@@ -1,8 +1,8 @@
 """The port behind which every video model stands: what the dLDM asks of a VAE and of a video diffusion model (VDM).
 
-Back ends (`vw2.models.backends`) need not inherit from these protocols, only fit them; tests/test_backends.py holds each
-of them to what is said here. Legend: B batch, T frames, L latent frames, K = L - 1 code steps, N codes per step, C latent
-channels, h w latent pixels, P tokens of a latent frame, D width of a context token.
+Back ends (`vw2.models.backends`) need not inherit from these protocols, only fit them; tests/test_backends.py holds
+each of them to what is said here. Legend: B batch, T frames, L latent frames, K = L - 1 code steps, N codes per step,
+C latent channels, h w latent pixels, P tokens of a latent frame, D width of a context token.
 """
 
 from collections.abc import Callable

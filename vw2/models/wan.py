@@ -1,8 +1,8 @@
 """The VDM on Wan 2.2 TI2V-5B: diffusers' WanTransformer3DModel with codes in place of text, and causal masks.
 
-The model is told a time per token and given the first frame clean, as its authors do (their `expand_timesteps`). Legend:
-B batch, C latent channels, L latent frames, h w latent pixels, P = (h / patch)(w / patch) tokens of a latent frame,
-K = L - 1 code steps, N codes per step, D width of a context token.
+The model is told a time per token and given the first frame clean, as its authors do (their `expand_timesteps`).
+Legend: B batch, C latent channels, L latent frames, h w latent pixels, P = (h / patch)(w / patch) tokens of a latent
+frame, K = L - 1 code steps, N codes per step, D width of a context token.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -178,9 +178,7 @@ class WanVDM(nn.Module):
         latents, times, tokens = self.inputs(noisy, time, first, context)
         hidden = (embed or self.patch_embed)(latents).flatten(2).transpose(1, 2).contiguous()  # (B, L P, width)
         rope = self.transformer.rope(latents)
-        _, shifts, tokens, _ = (time_embed or self.time_embed)(
-            times.flatten(), tokens, timestep_seq_len=times.shape[1]
-        )
+        _, shifts, tokens, _ = (time_embed or self.time_embed)(times.flatten(), tokens, timestep_seq_len=times.shape[1])
         shifts = shifts.unflatten(2, (6, -1))  # (B, L P, 6, width)
 
         def run(block: nn.Module, hidden: Tensor) -> Tensor:
