@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool3d
 
 from vw2.console import UserError
 from vw2.models import backends, hub
-from vw2.models.attention import Layout
+from vw2.models.attention import ATTENTION, KVCache, Layout
 from vw2.models.backends import (
     BACKENDS,
     BackendConfig,
@@ -316,9 +316,9 @@ def test_wan_without_masks_is_the_model_of_its_authors(folders):
 
 @torch.no_grad()
 def test_wan_attention_is_theirs_under_a_mask():
-    """Our processor against diffusers' own, given the masks as tensors."""
+    """Our processor against diffusers' own, given the masks as tensors; however ours is computed."""
     torch.manual_seed(0)
-    layout, attn = Layout(LATENTS), wake(WanAttention(24, heads=2, dim_head=12)).eval()
+    attn = wake(WanAttention(24, heads=2, dim_head=12)).eval()
     cross = wake(WanAttention(24, heads=2, dim_head=12, cross_attention_dim_head=12)).eval()
     rope = WanRotaryPosEmbed(12, (1, 2, 2), 16)(torch.zeros(1, 6, LATENTS, 4, 4))
     hidden, context = draw(2, LATENTS * 4, 24), draw(2, 1 + STEPS * CODES, 24, seed=1)
@@ -328,8 +328,36 @@ def test_wan_attention_is_theirs_under_a_mask():
         (cross, context, frame[:, None] >= codes[None], None),
     ):
         theirs = layer(hidden, source, mask, turn)
-        layer.set_processor(WanBlockCausalProcessor(layout))
-        torch.testing.assert_close(layer(hidden, source, None, turn), theirs, atol=1e-5, rtol=1e-5)
+        for way in ATTENTION:
+            layer.set_processor(WanBlockCausalProcessor(Layout(LATENTS, attention=way)))
+            torch.testing.assert_close(layer(hidden, source, None, turn), theirs, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_masks_can_be_taken_off(pair):
+    layout, known = pair.vdm.layout, state(pair)
+    noisy, context = known["noisy"].clone(), known["context"].clone()
+    noisy[:, :, 2] += 1
+    context[:, CODES:] += 1
+    before = layout.frame_sight, layout.code_sight
+    for name, changed in (("frame_sight", {"noisy": noisy}), ("code_sight", {"context": context})):
+        setattr(layout, name, "full")
+        assert not torch.equal(pair.vdm(**known | changed)[:, :, 1], pair.vdm(**known)[:, :, 1]), name
+        layout.frame_sight, layout.code_sight = before
+
+
+@torch.no_grad()
+def test_frames_one_by_one_equal_the_clip(pair):
+    """Latent frames at their own times, one after the other over the cache of those before, give the same velocity."""
+    known, past = state(pair), KVCache()
+    times = torch.tensor([[0.0, 0.3, 0.6], [0.0, 0.2, 0.9]])
+    whole, parts = pair.vdm(**known | {"time": times}), []
+    for t in range(LATENTS):
+        with pair.vdm.layout.window(t, LATENTS, past):
+            one = {"noisy": known["noisy"][:, :, t : t + 1], "time": times[:, t]}
+            parts.append(pair.vdm(**known | one))
+            past.keep()
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_wan_checkpointing_changes_no_gradient(folders):

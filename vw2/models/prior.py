@@ -17,7 +17,8 @@ from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
 from einops import rearrange
 from torch import Tensor, nn
 
-from vw2.models.attention import Layout, set_block_causal
+from vw2.models.attention import Layout, WindowRope, set_block_causal
+from vw2.models.flow import over_latents
 from vw2.models.haar import PATCH, blocks, unblocks
 
 SIDE = 8  # pixels per latent pixel and side
@@ -164,16 +165,18 @@ class VDM(nn.Module):
         )
         self.null = nn.Parameter(torch.zeros(1, 1, config.context))  # stands where there is no code yet
         set_block_causal(self.transformer.transformer_blocks, self.layout)
+        self.transformer.rope = WindowRope(self.transformer.rope, self.layout)
         if config.prediction == "change":
             nn.init.zeros_(self.transformer.proj_out.weight)
 
     def inputs(self, noisy: Tensor, time: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Put the clean first frame in place: latents, per-frame times (B, 1, L, 1, 1), condition mask."""
-        latents = torch.cat([first, noisy[:, :, 1:]], dim=2)
-        times = time[:, None, None, None, None].expand(-1, 1, noisy.shape[2], -1, -1) * self.config.time_scale
-        times = torch.cat([torch.zeros_like(times[:, :, :1]), times[:, :, 1:]], dim=2)
+        given = self.layout.given  # a later window of the clip holds no given frame
+        latents = torch.cat([first[:, :, :given], noisy[:, :, given:]], dim=2)
+        times = over_latents(time).expand(-1, 1, noisy.shape[2], -1, -1) * self.config.time_scale
+        times = torch.cat([torch.zeros_like(times[:, :, :given]), times[:, :, given:]], dim=2)
         mask = torch.zeros_like(noisy[:, :1])
-        mask[:, :, 0] = 1
+        mask[:, :, :given] = 1
         return latents, times, mask
 
     def forward(
@@ -188,7 +191,7 @@ class VDM(nn.Module):
 
         Args:
             noisy: (B, C, L, h, w) (1 - t) clean + t noise; its first frame is not looked at.
-            time: (B,) t in [0, 1].
+            time: (B,) t in [0, 1], or (B, L), one of each latent frame.
             first: (B, C, 1, h, w) clean first latent frame.
             context: (B, K N, D) projected codes, K = L - 1 steps of N queries; none before the joint stage.
             control: residuals (B, L h w / 4, width), one per transformer block from the first on; zeros where absent.
@@ -216,7 +219,7 @@ class VDM(nn.Module):
         """The network's output as a velocity (x_t - x_0) / t."""
         if self.config.prediction == "velocity":
             return out
-        return (noisy - (first + out)) / time[:, None, None, None, None].clamp(min=LEAST_TIME)
+        return (noisy - (first + out)) / over_latents(time).clamp(min=LEAST_TIME)
 
 
 class Prior(nn.Module):

@@ -89,8 +89,8 @@ def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
     """The dLDM of a folder, with the VAE of its back end; `prior_folder` holds the mini prior."""
     from vw2.params import build
 
-    # a dLDM saved before there was a choice of back ends is one on the mini prior
-    saved = {"backend": asdict(BackendConfig())} | json.loads((folder / "config.json").read_text())
+    # what was no choice yet when a dLDM was saved has the value that it had then, the default
+    saved = asdict(DLDMConfig()) | json.loads((folder / "config.json").read_text())
     config = build(DLDMConfig, saved, "dldm")
     prior = load_backend(config.backend, prior_folder)
     dldm = DLDM(config, prior)

@@ -12,10 +12,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from vw2.models.attention import Layout, code_mask, frame_mask
+from vw2.models.attention import Layout, WindowRope
+from vw2.models.flow import over_latents
 
 TIME_SCALE = 1000.0  # the network is told 1000 t
 TI2V_5B = {  # 4,999,787,712 parameters
@@ -30,7 +30,7 @@ TI2V_5B = {  # 4,999,787,712 parameters
 
 
 class WanBlockCausalProcessor:
-    """Attention of a Wan block under a causal mask: self-attention if no context is given, else cross-attention.
+    """Attention of a Wan block under the layout's masks: self-attention without a context, else cross-attention.
 
     Unlike Cosmos, Wan normalises queries and keys over all heads together and turns neighbouring channels as pairs.
     """
@@ -42,21 +42,19 @@ class WanBlockCausalProcessor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         split = lambda x: x.unflatten(2, (attn.heads, -1)).transpose(1, 2)  # noqa: E731  (B, heads, tokens, width)
         query, key = split(attn.norm_q(attn.to_q(hidden_states))), split(attn.norm_k(attn.to_k(source)))
-        value = split(attn.to_v(source))
+        value = split(attn.to_v(source)).type_as(query)
         if rotary_emb is not None:
             tables = [table[0, :, 0] for table in rotary_emb]  # (1, tokens, 1, width) -> (tokens, width)
             query, key = (apply_rotary_emb(x, tables, use_real=True, use_real_unbind_dim=-1) for x in (query, key))
-        frames, tokens = self.layout.frames, hidden_states.shape[1]
         if encoder_hidden_states is None:
-            mask = frame_mask(frames, tokens // frames, query.device)
+            mixed = self.layout.attend_frames(self, query, key, value)
         else:
-            mask = code_mask(frames, tokens // frames, source.shape[1] - 1, query.device)
-        mixed = scaled_dot_product_attention(query, key, value.type_as(query), attn_mask=mask)
+            mixed = self.layout.attend_codes(query, key, value)
         return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2, 3).type_as(hidden_states)))
 
 
 def set_wan_causal(blocks: Iterable[nn.Module], layout: Layout) -> None:
-    """Make self- and cross-attention of Wan blocks causal over latent frames (VideoWorld 2, sec. 3.3)."""
+    """Put the layout's masks into self- and cross-attention of Wan blocks."""
     for block in blocks:
         block.attn1.set_processor(WanBlockCausalProcessor(layout))
         block.attn2.set_processor(WanBlockCausalProcessor(layout))
@@ -104,6 +102,7 @@ class WanVDM(nn.Module):
         # stands where there is no code yet; zero, as the tokens that fill up Wan's text
         self.null = nn.Parameter(torch.zeros(1, 1, self.context))
         set_wan_causal(self.blocks, self.layout)
+        transformer.rope = WindowRope(transformer.rope, self.layout, axis=1)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -127,9 +126,10 @@ class WanVDM(nn.Module):
         """
         batch, _, frames, height, width = noisy.shape
         self.layout.frames = frames
-        latents = torch.cat([first, noisy[:, :, 1:]], dim=2)
-        times = time.reshape(batch, -1).expand(-1, frames) * TIME_SCALE
-        times = torch.cat([torch.zeros_like(times[:, :1]), times[:, 1:]], dim=1)
+        given = self.layout.given  # a later window of the clip holds no given frame
+        latents = torch.cat([first[:, :, :given], noisy[:, :, given:]], dim=2)
+        times = over_latents(time).flatten(1).expand(-1, frames) * TIME_SCALE  # (B, L)
+        times = torch.cat([torch.zeros_like(times[:, :given]), times[:, given:]], dim=1)
         times = times.repeat_interleave((height // self.patch) * (width // self.patch), dim=1)
         null = self.null.expand(batch, -1, -1)
         tokens = null if context is None else torch.cat([null, context.type_as(null)], dim=1)
