@@ -318,8 +318,8 @@ def test_wan_without_masks_is_the_model_of_its_authors(folders):
 def test_wan_attention_is_theirs_under_a_mask():
     """Our processor against diffusers' own, given the masks as tensors; however ours is computed."""
     torch.manual_seed(0)
-    attn = wake(WanAttention(24, heads=2, dim_head=12)).eval()
-    cross = wake(WanAttention(24, heads=2, dim_head=12, cross_attention_dim_head=12)).eval()
+    make = lambda **keys: wake(WanAttention(24, heads=2, dim_head=12, processor=WanAttnProcessor(), **keys))  # noqa: E731
+    attn, cross = make(), make(cross_attention_dim_head=12)
     rope = WanRotaryPosEmbed(12, (1, 2, 2), 16)(torch.zeros(1, 6, LATENTS, 4, 4))
     hidden, context = draw(2, LATENTS * 4, 24), draw(2, 1 + STEPS * CODES, 24, seed=1)
     frame, codes = torch.arange(LATENTS).repeat_interleave(4), torch.tensor([0, 1, 1, 2, 2])
@@ -385,15 +385,20 @@ def test_wan_in_bfloat16(folders):
     assert velocity.dtype == torch.float32 and (velocity - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
-def test_wan_of_true_size():
+def test_true_sizes():
+    """Parameters of the published networks, and what the port says of them."""
     with torch.device("meta"):
-        pair = BACKENDS["wan"].random()
-    assert sum(p.numel() for p in pair.vdm.transformer.parameters()) == 4_999_787_712
-    assert sum(p.numel() for p in pair.vae.parameters()) == 704_688_668
-    assert (pair.vae.latent, pair.vae.side, pair.vdm.patch, pair.vdm.width, pair.vdm.context) == (48, 16, 2, 3072, 4096)
-    check_size(pair, 480, 832)
+        cosmos, wan = BACKENDS["cosmos"].random(), BACKENDS["wan"].random()
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    assert (count(cosmos.vdm), count(cosmos.vae)) == (1_956_413_440, 126_892_531)
+    assert (count(wan.vdm.transformer), count(wan.vae)) == (4_999_787_712, 704_688_668)
+    assert (cosmos.vae.latent, cosmos.vae.side, cosmos.vdm.patch, cosmos.vdm.width, cosmos.vdm.context) == (
+        (16, 8, 2, 2048, 1024)
+    )
+    assert (wan.vae.latent, wan.vae.side, wan.vdm.patch, wan.vdm.width, wan.vdm.context) == (48, 16, 2, 3072, 4096)
+    check_size(wan, 480, 832)
     with pytest.raises(UserError, match="multiples of 32 pixels, got 100 and 832"):
-        check_size(pair, 100, 832)
+        check_size(wan, 100, 832)
 
 
 def test_wan_with_another_way_in_is_refused():
