@@ -71,8 +71,7 @@ class DLDM(nn.Module):
         self.vdm = prior.vdm
         digits = len(config.ldm.resolved())
         self.projection = Projection(config.projection, config.ldm.queries, digits, prior.config.vdm.context)
-        latent = prior.config.vae.latent
-        self.control = ControlBranch(config.control, self.vdm, latent) if config.control.blocks else None
+        self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
 
     def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor) -> Tensor:
         """The VDM's velocity; noisy, time and first as in VDM.forward.
