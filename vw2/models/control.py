@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -51,7 +50,7 @@ class LinearHint(nn.Linear):
 
 
 class MLPHint(nn.Module):
-    """Latents filled up to 128 channels and a padding mask of zeros, a linear map, a narrow MLP of 8 layers (release)."""
+    """Latents filled up to 128 channels, a padding mask of zeros, a linear map, a narrow MLP of 8 layers (release)."""
 
     before = False
     channels = 128 + 1

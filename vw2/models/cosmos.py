@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from vw2.models.attention import Layout, set_block_causal
+from vw2.models.attention import Layout, WindowRope, set_block_causal
+from vw2.models.flow import over_latents
 
 PATCH = 2  # latent pixels per token and side
 LEAST_TIME = 0.2  # divisor's floor where a velocity is made from a predicted clean video
@@ -49,7 +50,7 @@ class CosmosConfig:
     def __post_init__(self):
         if self.attention == "causal" and self.tokens:
             raise ValueError(
-                f"causal attention reads the codes behind one learned token, but tokens is {self.tokens}; set tokens to 0"
+                f"causal attention wants one learned token before the codes, but tokens is {self.tokens}; set it to 0"
             )
 
     @property
@@ -105,6 +106,7 @@ class CosmosVDM(nn.Module):
         self.config = config
         self.layout = Layout()
         self.transformer = config.transformer() if transformer is None else transformer
+        self.transformer.rope = WindowRope(self.transformer.rope, self.layout)
         if not config.tokens:
             self.null = nn.Parameter(torch.zeros(1, 1, config.context))  # stands where there is no code yet
         if config.attention == "causal":
@@ -180,14 +182,14 @@ class CosmosVDM(nn.Module):
 
     def inputs(self, noisy: Tensor, time: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Put the clean first frame in place: latents, per-frame times (B, 1, L, 1, 1), condition mask."""
-        config, frames = self.config, noisy.shape[2]
-        latents = torch.cat([first, noisy[:, :, 1:]], dim=2)
-        times = time.reshape(len(time), 1, -1, 1, 1).expand(-1, -1, frames, -1, -1) * config.time_scale
-        known = torch.full_like(times[:, :, :1], config.first_time * config.time_scale)
-        mask = torch.zeros_like(noisy[:, :1])
-        mask[:, :, 0] = 1
+        config, frames, given = self.config, noisy.shape[2], self.layout.given  # a later window holds no given frame
         self.layout.frames = frames
-        return latents, torch.cat([known, times[:, :, 1:]], dim=2), mask
+        latents = torch.cat([first[:, :, :given], noisy[:, :, given:]], dim=2)
+        times = over_latents(time).expand(-1, -1, frames, -1, -1) * config.time_scale
+        known = torch.full_like(times[:, :, :given], config.first_time * config.time_scale)
+        mask = torch.zeros_like(noisy[:, :1])
+        mask[:, :, :given] = 1
+        return latents, torch.cat([known, times[:, :, given:]], dim=2), mask
 
     def tokens(self, context: Tensor | None, like: Tensor) -> Tensor:
         """The context (B, K N, D) as the network reads it (B, S, D): behind the learned token, or filled up with zeros.
@@ -248,7 +250,7 @@ class CosmosVDM(nn.Module):
 
         Args:
             noisy: (B, C, L, h, w) (1 - t) clean + t noise; its first frame is not looked at.
-            time: (B,) t in [0, 1], or (B, L) one per latent frame; the first frame's is `first_time`.
+            time: (B,) t in [0, 1], or (B, L), one of each latent frame; the given first frame has `first_time`.
             first: (B, C, 1, h, w) clean first latent frame.
             context: (B, K N, D) projected codes, K = L - 1 steps of N queries; none before the joint stage.
             control: residuals (B, L P, width) to add after the transformer blocks, from the first on.
@@ -272,4 +274,4 @@ class CosmosVDM(nn.Module):
         """The network's output as a velocity (x_t - x_0) / t."""
         if self.config.prediction == "velocity":
             return out
-        return (noisy - (first + out)) / time.reshape(len(time), 1, -1, 1, 1).clamp(min=LEAST_TIME)
+        return (noisy - (first + out)) / over_latents(time).clamp(min=LEAST_TIME)

@@ -6,15 +6,19 @@ The authors write x = x_0 + sigma noise (EDM, arXiv 2206.00364); scaled by 1 - t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from vw2.models.flow import sample
+from vw2.models.flow import integrate, over_latents
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, L, h, w), t (B,)) -> noise - x_0
+
+
+LARGEST, LEAST = 80.0, 0.002  # noise levels sigma between which the release samples
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def draw_noise_time(batch: int, config: NoiseConfig, rng: torch.Generator) -> Te
 
 def denoised(velocity: Tensor, noisy: Tensor, time: Tensor, first: Tensor) -> Tensor:
     """x_0 = x_t - t v, with the given first latent frame (B, C, 1, h, w) in its place (release: frame_replace)."""
-    clean = noisy - time.reshape(len(time), 1, -1, 1, 1) * velocity
+    clean = noisy - over_latents(time) * velocity
     return torch.cat([first, clean[:, :, 1:]], dim=2)
 
 
@@ -56,13 +60,13 @@ def denoising_loss(velocity: Tensor, clean: Tensor, noise: Tensor, time: Tensor)
 
     The given first frame has no error but counts in the mean, as in the release.
     """
-    weight = ((1 - time) ** 2 + time**2).reshape(len(time), 1, -1, 1, 1)
+    weight = over_latents((1 - time) ** 2 + time**2)
     error = weight * (velocity - (noise - clean)) ** 2
     return error[:, :, 1:].sum() / error.numel()
 
 
 def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance v_c + scale (v_c - v_u); the release: 7. The same holds for x_0, which is linear in v."""
+    """Classifier-free guidance v_c + scale (v_c - v_u); the release: 7. The same holds for x_0, linear in v."""
 
     def velocity(noisy: Tensor, time: Tensor) -> Tensor:
         wanted = conditional(noisy, time)
@@ -71,43 +75,43 @@ def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velo
     return velocity
 
 
-def karras_sigmas(steps: int, rho: float, largest: float = 80.0, least: float = 0.002) -> np.ndarray:
+def karras_sigmas(steps: int, rho: float, largest: float = LARGEST, least: float = LEAST) -> np.ndarray:
     """steps + 1 noise levels, evenly spaced in sigma^(1/rho) (EDM, eq. 5; the release: 35 steps, rho 7)."""
     return np.linspace(largest ** (1 / rho), least ** (1 / rho), steps + 1) ** rho
 
 
 @torch.no_grad()
-def sample_ab2(
-    velocity: Velocity, noise: Tensor, first: Tensor, steps: int, rho: float = 7.0, start: float = 80 / 81, watch=None
+def integrate_ab2(
+    velocity: Velocity, noise: Tensor, steps: int, rho: float = 7.0, start: float = 1.0, watch: Callable | None = None
 ) -> Tensor:
     """Two-step Adams-Bashforth in -ln sigma over Karras' noise levels, first step Euler (release).
 
     That is DPM-Solver++ (2M) of diffusers, in its form `heun`. One more evaluation of x_0 ends it: steps + 1 calls.
 
     Args:
-        velocity, noise, first, steps: as in vw2.models.flow.sample.
+        velocity, noise, steps: as in vw2.models.flow.integrate.
         rho: Karras' exponent.
-        start: noise level t of the beginning; 80/81 at most, where noise alone is begun with.
+        start: noise level t of `noise`; from the release's largest, sigma = 80, up it is taken as noise alone.
         watch: called with (x_t, t) after every step.
-    Returns: (B, C, L, h, w) whose first frame is `first`.
+    Returns: (B, C, L, h, w).
     """
-    start = min(start, 80 / 81)
-    sigmas = karras_sigmas(steps, rho, start / (1 - start))
+    top = LARGEST / (1 + LARGEST)
+    latents = noise if start < top else noise * top
+    sigmas = karras_sigmas(steps, rho, min(LARGEST, start / (1 - start) if start < 1 else LARGEST))
     scheduler = DPMSolverMultistepScheduler(
-        prediction_type="sample", use_flow_sigmas=True, solver_order=2, solver_type="heun", final_sigmas_type="zero"
+        prediction_type="flow_prediction", use_flow_sigmas=True, solver_type="heun", final_sigmas_type="zero"
     )
     scheduler.set_timesteps(steps + 1)
     # its own levels are others; the last step, to zero, is the further evaluation of x_0
     scheduler.sigmas = torch.from_numpy(np.append(sigmas / (1 + sigmas), 0.0))
     scheduler.set_begin_index(0)
-    latents = noise * scheduler.sigmas[0].item() if start == 80 / 81 else noise
-    for number, timestep in enumerate(scheduler.timesteps):
-        time = torch.full((len(latents),), scheduler.sigmas[number].item(), device=latents.device)
-        clean = denoised(velocity(latents, time), latents, time, first)
-        latents = scheduler.step(clean, timestep, latents, return_dict=False)[0]
+    for timestep, (now, then) in zip(scheduler.timesteps, pairwise(scheduler.sigmas.tolist()), strict=True):
+        time = torch.full((len(latents),), now, device=latents.device)
+        latents = scheduler.step(velocity(latents, time), timestep, latents, return_dict=False)[0]
         if watch is not None:
-            watch(latents, scheduler.sigmas[number + 1].item())
+            watch(latents, then)
     return latents
 
 
-SAMPLERS = {"euler": sample, "ab2": sample_ab2}
+# how the flow is followed from noise to data; the fourth argument bends the noise levels: shift, or rho
+SOLVERS = {"euler": integrate, "ab2": integrate_ab2}

@@ -13,8 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vw2.models.attention import Attention, Sight
 from vw2.models.control import ControlBranch, ControlConfig
-from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, sample
+from vw2.models.denoiser import SOLVERS
+from vw2.models.flow import FRAME_TIMES, SAMPLERS, FrameTimes, Order, add_noise, flow_loss, motion_weight, noised
 from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
 from vw2.models.prior import Prior
 from vw2.models.projection import Projection, ProjectionConfig
@@ -26,14 +28,20 @@ class DLDMConfig(LDMConfig):
 
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    attention: Attention = "dense"  # how the VDM's masked attention is computed; the result is the same
+    self_attention: Sight = "causal"  # of the VDM, over latent frames
+    cross_attention: Sight = "causal"  # of latent frames to code steps
+    frame_times: FrameTimes = "shared"  # noise levels of a clip's latent frames in training
     reconstruction: Literal["off", "decoder", "trunk"] = "decoder"  # what the coarse loss teaches in the joint stage
     reconstruction_weight: float = 1.0
     time_shift: float = 1.59  # t = sigmoid(N(0, 1) + shift)
     motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
     sampling_steps: int = 6
-    sampling_shift: float = 3.0
+    sampling_solver: Literal["euler", "ab2"] = "euler"  # see SOLVERS
+    sampling_shift: float = 3.0  # bends the noise levels: euler's shift, ab2's rho
     sampling_start: float = 1.0  # noise level at which sampling begins, on top of the coarse video; 1 = noise alone
+    sampling_order: Order = "clip"  # all latent frames together, or one after the other over its clean past
 
     def __post_init__(self):
         super().__post_init__()
@@ -41,6 +49,11 @@ class DLDMConfig(LDMConfig):
             raise ValueError(
                 "dldm.sampling_start must lie in (0, 1] and dldm.sampling_steps be at least 1, "
                 f"got {self.sampling_start} and {self.sampling_steps}"
+            )
+        if self.sampling_order == "frames" and (self.frame_times, self.self_attention) != ("independent", "causal"):
+            raise ValueError(
+                "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
+                f"got {self.frame_times} and {self.self_attention}; change these or set it to clip"
             )
 
     @property
@@ -69,6 +82,9 @@ class DLDM(nn.Module):
         self.config = config
         self.ldm = LDM(config.ldm)
         self.vdm = prior.vdm
+        self.vdm.layout.attention = config.attention
+        self.vdm.layout.frame_sight = config.self_attention
+        self.vdm.layout.code_sight = config.cross_attention
         digits = len(config.ldm.resolved())
         self.projection = Projection(config.projection, config.ldm.queries, digits, prior.config.vdm.context)
         self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
@@ -108,11 +124,12 @@ class DLDM(nn.Module):
             coarse = vae.encode(drawing.over(large))
             known = vae.encode(large)
         noise = torch.randn(clean.shape, generator=rng)
-        time = draw_time(len(clean), self.config.time_shift, rng)
+        time = FRAME_TIMES[self.config.frame_times](len(clean), clean.shape[2], self.config.time_shift, rng)
         jitter = self.config.first_noise * torch.rand(len(clean), 1, 1, 1, 1, generator=rng)
         first = known + jitter * torch.randn(known.shape, generator=rng)
         velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known)
-        denoise = flow_loss(velocity.float(), clean, noise, motion_weight(clean, self.config.motion_weight))
+        weight = motion_weight(clean, self.config.motion_weight) * noised(time, clean.shape[2])
+        denoise = flow_loss(velocity.float(), clean, noise, weight)
         loss = denoise + self.config.reconstruction_weight * recon
         used = torch.unique(index).numel()
         return loss, {"train/denoise": denoise.detach(), "train/recon": recon.detach(), "codes/used": used}
@@ -130,9 +147,9 @@ class DLDM(nn.Module):
         """
         first, codes = vae.encode(first_frame), self.ldm.fsq.to_codes(index)
         coarse = vae.encode(self.ldm.coarse(first_frame, index))
-        velocity = lambda x, t: self.velocity(x, t, first, codes, coarse - first)  # noqa: E731
-        config = self.config
+        hint, config = coarse - first, self.config
+        velocity = lambda x, t, frames: self.velocity(x, t, first, codes, hint[:, :, frames])  # noqa: E731
         latents = add_noise(coarse, noise, torch.full((len(coarse),), config.sampling_start))
-        return vae.decode(
-            sample(velocity, latents, first, config.sampling_steps, config.sampling_shift, config.sampling_start)
-        )
+        schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
+        solver = SOLVERS[config.sampling_solver]
+        return vae.decode(SAMPLERS[config.sampling_order](velocity, latents, first, *schedule, self.vdm.layout, solver))
