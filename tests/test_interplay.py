@@ -284,7 +284,10 @@ def test_clean_frames_are_not_judged():
     clean, noise = latents(1, 3), latents(2, 3)
     time = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.3, 0.6]])
     weight = noised(time, 3)
-    assert weight[:, 0, :, 0, 0].tolist() == [[0, 0, pytest.approx(4 / 3)], [0, pytest.approx(4 / 3)] * 1 + [pytest.approx(4 / 3)]]
+    assert weight[:, 0, :, 0, 0].tolist() == [
+        [0, 0, pytest.approx(4 / 3)],
+        [0, pytest.approx(4 / 3)] * 1 + [pytest.approx(4 / 3)],
+    ]
     wrong = noise - clean
     wrong[0, :, 1] += 100
     assert flow_loss(wrong, clean, noise, weight) == 0

@@ -85,12 +85,18 @@ def save_dldm(dldm: DLDM, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(asdict(dldm.config), indent=2, sort_keys=True) + "\n")
 
 
+def laid_over(defaults: dict, saved: dict) -> dict:
+    """`saved`, and from `defaults` what it lacks, in nested groups too."""
+    both = {key: laid_over(defaults[key], saved[key]) for key in saved if isinstance(defaults.get(key), dict)}
+    return defaults | saved | both
+
+
 def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
     """The dLDM of a folder, with the VAE of its back end; `prior_folder` holds the mini prior."""
     from vw2.params import build
 
     # what was no choice yet when a dLDM was saved has the value that it had then, the default
-    saved = asdict(DLDMConfig()) | json.loads((folder / "config.json").read_text())
+    saved = laid_over(asdict(DLDMConfig()), json.loads((folder / "config.json").read_text()))
     config = build(DLDMConfig, saved, "dldm")
     prior = load_backend(config.backend, prior_folder)
     dldm = DLDM(config, prior)
