@@ -25,8 +25,9 @@ from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction
 from vw2.media.sheet import write_sheet
+from vw2.models.backends import check_size, load_backend
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
-from vw2.models.renderer import DLDMRenderer, load_ldm, load_prior, save_dldm
+from vw2.models.renderer import DLDMRenderer, load_ldm, save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.clipset import SmallClips, cache_latents
@@ -66,7 +67,7 @@ class JointConfig:
 
 def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
     """The dLDM with warm LDM and pretrained VDM, ready for the joint stage."""
-    prior = load_prior(PRIOR)
+    prior = load_backend(config.backend, PRIOR)
     dldm = DLDM(config, prior)
     dldm.ldm.load_state_dict(load_ldm(WARMUP).state_dict())
     if dldm.control is not None:
@@ -105,14 +106,16 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
-    made = json.loads((PRIOR / "config.json").read_text())["record"]
-    check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
+    if dldm_config.backend.kind == "mini":
+        made = json.loads((PRIOR / "config.json").read_text())["record"]
+        check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     store = ClipStore(CLIPS)
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
     truth, looks = pl.read_parquet(TRUTH), appearance_of(manifest.read(MANIFEST))
     with runtime("train_dldm"):
         dldm, renderer = build(dldm_config)
+        check_size(renderer.prior, store.height, store.width)
         judged = pick_clips(store, "train", 2, seed)
         warm = encode_rows(dldm.ldm.eval(), store, judged)
         rows = store.select(split="train")

@@ -21,6 +21,7 @@ from tiny_models import (
 )
 
 from vw2.console import UserError
+from vw2.models.backends import load_prior
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import add_noise, flow_loss, sample
@@ -29,9 +30,9 @@ from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
 from vw2.models.renderer import (
     DLDMRenderer,
     LDMRenderer,
+    laid_over,
     load_dldm,
     load_ldm,
-    load_prior,
     load_renderer,
     save_dldm,
     save_ldm,
@@ -466,6 +467,12 @@ def test_prior_files(tmp_path, channels):
     loaded.save(tmp_path / "two", {"seed": 3})
     for file in ("vae.safetensors", "transformer.safetensors", "config.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_dldm_saved_before_a_key_was_there_has_its_default():
+    defaults = {"a": 1, "b": {"c": 2, "d": {"e": 3}}}
+    assert laid_over(defaults, {"b": {"d": {}}}) == defaults
+    assert laid_over(defaults, {"a": 5, "b": {"c": 6}}) == {"a": 5, "b": {"c": 6, "d": {"e": 3}}}
 
 
 def test_dldm_files(tmp_path):

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vw2.models.attention import Attention, Sight
+from vw2.models.backends import BackendConfig
 from vw2.models.control import ControlBranch, ControlConfig
+from vw2.models.denoiser import SOLVERS
 from vw2.models.flow import FRAME_TIMES, SAMPLERS, FrameTimes, Order, add_noise, flow_loss, motion_weight, noised
 from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
-from vw2.models.prior import Prior
+from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
 
 
@@ -25,6 +27,7 @@ from vw2.models.projection import Projection, ProjectionConfig
 class DLDMConfig(LDMConfig):
     """Group `dldm` of params.yaml: an LDM and what stands around it."""
 
+    backend: BackendConfig = field(default_factory=BackendConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     attention: Attention = "dense"  # how the VDM's masked attention is computed; the result is the same
@@ -37,7 +40,8 @@ class DLDMConfig(LDMConfig):
     motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
     sampling_steps: int = 6
-    sampling_shift: float = 3.0
+    sampling_solver: Literal["euler", "ab2"] = "euler"  # see SOLVERS
+    sampling_shift: float = 3.0  # bends the noise levels: euler's shift, ab2's rho
     sampling_start: float = 1.0  # noise level at which sampling begins, on top of the coarse video; 1 = noise alone
     sampling_order: Order = "clip"  # all latent frames together, or one after the other over its clean past
 
@@ -52,6 +56,11 @@ class DLDMConfig(LDMConfig):
             raise ValueError(
                 "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
                 f"got {self.frame_times} and {self.self_attention}; change these or set it to clip"
+            )
+        if self.backend.tokens and (self.self_attention, self.cross_attention) != ("full", "full"):
+            raise ValueError(
+                "dldm.backend.tokens goes with dldm.self_attention and dldm.cross_attention full, "
+                f"got {self.self_attention} and {self.cross_attention}; change these or set it to 0"
             )
 
     @property
@@ -75,7 +84,7 @@ class JointBatch:
 class DLDM(nn.Module):
     """LDM + projection + control branch + VDM; the VAE stays outside."""
 
-    def __init__(self, config: DLDMConfig, prior: Prior):
+    def __init__(self, config: DLDMConfig, prior: VideoPrior):
         super().__init__()
         self.config = config
         self.ldm = LDM(config.ldm)
@@ -84,9 +93,8 @@ class DLDM(nn.Module):
         self.vdm.layout.frame_sight = config.self_attention
         self.vdm.layout.code_sight = config.cross_attention
         digits = len(config.ldm.resolved())
-        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.config.vdm.context)
-        latent = prior.config.vae.latent
-        self.control = ControlBranch(config.control, self.vdm, latent) if config.control.blocks else None
+        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.vdm.context)
+        self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
 
     def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor) -> Tensor:
         """The VDM's velocity; noisy, time and first as in VDM.forward.
@@ -110,7 +118,7 @@ class DLDM(nn.Module):
         """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs).
 
         Args:
-            vae: the frozen VideoVAE that `batch.latents` come from.
+            vae: the frozen VAE that `batch.latents` come from.
             rng: of noise and noise levels.
         """
         clean = batch.latents
@@ -138,7 +146,7 @@ class DLDM(nn.Module):
         """Render one clip.
 
         Args:
-            vae: VideoVAE of the prior.
+            vae: the VAE of the prior.
             first_frame: (B, 3, 1, H, W) in [-1, 1].
             index: (B, K, N) int64 codes.
             noise: (B, C, L, h, w) standard normal start.
@@ -150,4 +158,5 @@ class DLDM(nn.Module):
         velocity = lambda x, t, frames: self.velocity(x, t, first, codes, hint[:, :, frames])  # noqa: E731
         latents = add_noise(coarse, noise, torch.full((len(coarse),), config.sampling_start))
         schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
-        return vae.decode(SAMPLERS[config.sampling_order](velocity, latents, first, *schedule, self.vdm.layout))
+        solver = SOLVERS[config.sampling_solver]
+        return vae.decode(SAMPLERS[config.sampling_order](velocity, latents, first, *schedule, self.vdm.layout, solver))

@@ -101,19 +101,22 @@ def integrate(velocity, noise: Tensor, steps: int, shift: float, start: float = 
     return latents
 
 
-def sample(velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float = 1.0) -> Tensor:
+def sample(
+    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float = 1.0, solver=integrate
+) -> Tensor:
     """All latent frames together, at one noise level; the arguments but `first` as in `integrate`.
 
     Args:
         first: (B, C, 1, h, w) known first latent frame.
+        solver: `integrate`, or another of vw2.models.denoiser.SOLVERS.
     Returns: (B, C, L, h, w) whose first frame is `first`.
     """
-    return torch.cat([first, integrate(velocity, noise, steps, shift, start)[:, :, 1:]], dim=2)
+    return torch.cat([first, solver(velocity, noise, steps, shift, start)[:, :, 1:]], dim=2)
 
 
 @torch.no_grad()
 def sample_frames(
-    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float, layout: Layout
+    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float, layout: Layout, solver=integrate
 ) -> Tensor:
     """Latent frame after latent frame, each over its clean past, whose keys and values are kept at time 0.
 
@@ -131,7 +134,7 @@ def sample_frames(
         with layout.window(t, clip, past):
             if t > 0:
                 one = lambda x, time, frame=frame: velocity(x, time, frame)  # noqa: E731
-                frames.append(integrate(one, noise[:, :, frame], steps, shift, start))
+                frames.append(solver(one, noise[:, :, frame], steps, shift, start))
             if t + 1 < clip:  # nothing comes after the last
                 velocity(frames[-1], torch.zeros(len(noise), device=noise.device), frame)
                 past.keep()
@@ -139,10 +142,10 @@ def sample_frames(
 
 
 def sample_clip(
-    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float, layout: Layout
+    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float, layout: Layout, solver=integrate
 ) -> Tensor:
     """`sample` with the arguments of `sample_frames`."""
-    return sample(lambda x, time: velocity(x, time, slice(None)), noise, first, steps, shift, start)
+    return sample(lambda x, time: velocity(x, time, slice(None)), noise, first, steps, shift, start, solver)
 
 
 SAMPLERS: dict[Order, Callable[..., Tensor]] = {"clip": sample_clip, "frames": sample_frames}
