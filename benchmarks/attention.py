@@ -12,7 +12,8 @@ import typer
 
 from vw2.console import run, table
 from vw2.models.attention import ATTENTION, Mask, seen_codes, seen_frames
-from vw2.models.prior import VDM, VDMConfig
+from vw2.models.cosmos import CosmosVDM
+from vw2.models.prior import VDMConfig
 
 CODES, LATENT = 4, 48  # N, C
 
@@ -60,7 +61,7 @@ def denoise(way: str, size: Size) -> list[torch.Tensor]:
     """Velocity of the VDM and the gradient that reaches the codes."""
     torch.manual_seed(0)
     config = VDMConfig(size.heads, size.head_width, size.layers, prediction="velocity")
-    vdm = VDM(config, LATENT)
+    vdm = CosmosVDM(config.cosmos(LATENT))
     vdm.layout.attention = way
     noisy = torch.randn(size.batch, LATENT, size.frames, size.side, size.side)
     context = torch.randn(size.batch, (size.frames - 1) * CODES, config.context, requires_grad=True)
