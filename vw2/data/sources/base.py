@@ -27,6 +27,7 @@ from vw2.scratch import atomic_file
 
 MEMORY_GIB = 4.0  # what one worker may allocate: an 8192 x 8192 stream with its reference pictures fits
 UNKNOWN = "unknown"
+Source = Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"]
 READ_ERRORS = (MediaError, OSError, MemoryError)  # what reading a stranger's file may raise; see `why`
 TRACKS = {
     "video": pl.String,
@@ -41,8 +42,8 @@ TRACKS = {
 class IngestConfig:
     """Where videos come from and what is refused (our choice)."""
 
-    source: Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"] = "craft"
-    path: str | None = None  # folder of the source; not used by craft
+    source: Source | list[dict[str, Any]] = "craft"  # a list: see vw2/data/sources/mixture.py
+    path: str | None = None  # folder of the source; not used by craft and by a list
     camera: str | None = None  # lerobot: feature that holds the video; None: the first by name
     frames_fps: float = 16.0  # frames: pictures per second
     licence: str = "unknown"  # of the videos in path, where a sidecar does not say
@@ -51,7 +52,10 @@ class IngestConfig:
     time_limit: float = 600.0  # seconds of computing to decode one file
 
     def __post_init__(self) -> None:
-        if self.source != "craft" and not self.path:
+        if isinstance(self.source, list):
+            if self.path:
+                raise ValueError(f"ingest.path is {self.path} beside a list in ingest.source, whose entries have paths")
+        elif self.source != "craft" and not self.path:
             raise ValueError(f"ingest.source {self.source} needs ingest.path, got none; set it to a folder of videos")
         if not 0 < self.frames_fps <= 240:
             raise ValueError(f"ingest.frames_fps must lie above 0 and up to 240, got {self.frames_fps}")
