@@ -27,7 +27,6 @@ PIXELS = {  # file -> codec, pixel format
     "yuv422_10.mp4": ("libx264", "yuv422p10le"),
     "yuv410.avi": ("ffv1", "yuv410p"),
     "full_range.mp4": ("libx264", "yuvj420p"),
-    "palette.mov": ("png", "pal8"),
     "alpha.mov": ("png", "rgba"),
     "alpha16.mov": ("png", "rgba64be"),
     "raw_bgr.avi": ("rawvideo", "bgr24"),
@@ -57,13 +56,6 @@ def good(path: Path, frames: int = FRAMES, **options) -> bytes:
     """A good file; its bytes."""
     write_raw(path, map(numbered_frame, range(frames)), **options)
     return path.read_bytes()
-
-
-def patch(path: Path, old: bytes, new: bytes, data: bytes | None = None) -> None:
-    """Write `data` (the file's own by default) with the first `old` replaced by as many bytes."""
-    data = path.read_bytes() if data is None else data
-    assert old in data and len(old) == len(new), (path, old)
-    path.write_bytes(data.replace(old, new, 1))
 
 
 def poke(path: Path, box: bytes, offset: int, value: bytes) -> None:
@@ -97,13 +89,13 @@ def aside(path: Path, suffix: str = ".mkv", **options) -> Path:
 @maker("size_0x0.mp4")
 def _(path):
     good(path)
-    poke(path, b"avc1", 24, struct.pack(">HH", 0, 0))  # the stream itself says better
+    poke(path, b"stsd", 40, struct.pack(">HH", 0, 0))  # the stream itself says better
 
 
 @maker("size_65535.mp4")
 def _(path):
     good(path)
-    poke(path, b"avc1", 24, struct.pack(">HH", 65535, 65535))
+    poke(path, b"stsd", 40, struct.pack(">HH", 65535, 65535))
 
 
 @maker("size_0x0.avi")
@@ -132,11 +124,11 @@ def _(path):
     path.write_bytes(data)
 
 
-@maker("size_changes.ts")
+@maker("size_changes.h264")
 def _(path):
     parts = []
     for height, width in ((48, 96), (96, 192)):
-        part = path.with_name(f".part{height}.ts")
+        part = path.with_name(f".part{height}.h264")
         write_raw(part, (numbered_frame(i, height, width) for i in range(20)))
         parts.append(part.read_bytes())
     path.write_bytes(b"".join(parts))
@@ -180,7 +172,8 @@ def _(path):
 
 @maker("codec_unknown.mp4")
 def _(path):
-    patch(path, b"avc1", b"zzzz", good(path))
+    good(path)
+    poke(path, b"stsd", 12, b"zzzz")
 
 
 @maker("samples_outside.mp4")
@@ -248,13 +241,8 @@ def _(path):
 
 @maker("times_wrap.ts")
 def _(path):
-    def change(number, packet):
-        packet.pts = packet.dts = (2**33 - 60_000 + 3000 * number) % 2**33
-        packet.time_base = Fraction(1, 90_000)
-
-    path_ = aside(path, ".ts", options={"bf": "0"})
-    data = bytearray(path_.read_bytes())
-    path.write_bytes(shift_ts(data, 2**33 - 60_000))
+    data = bytearray(aside(path, ".ts", options={"bf": "0"}).read_bytes())
+    path.write_bytes(shift_ts(data, 2**33 - 60_000 - 126_000))  # the muxer begins at 1.4 s
 
 
 def shift_ts(data: bytearray, by: int) -> bytes:

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import fake_world
 import numpy as np
 import polars as pl
 import pytest
@@ -20,7 +19,6 @@ from vw2.data import guards, manifest, sampler
 from vw2.data.manifest import Entry
 from vw2.data.sampler import Mixture, batch_indices, mixture
 from vw2.data.shards import ClipStore, write_shards
-from vw2.data.sources import craft
 from vw2.data.sources import mixture as sources
 from vw2.data.sources.base import IngestConfig
 from vw2.patch import parse, patch
@@ -89,7 +87,6 @@ def test_a_preset_takes_the_place_of_a_list():
 
 def test_both_stages_on_films_pictures_and_the_craft_world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(craft.entries, "__defaults__", (fake_world.render,))
     for folder in ("one", "two", "three"):
         (tmp_path / folder / "fold").mkdir(parents=True)
     write_raw(tmp_path / "one/fold/a.mp4", map(numbered_frame, range(40)))

@@ -12,6 +12,7 @@ Files that a source makes itself (rendered or unpacked videos) go to `work / "vi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,41 @@ def source_folder(config: IngestConfig, content: str) -> Path:
         kind = "a file" if root.exists() else "nothing"
         raise UserError(f"expected a folder of {content} at ingest.path {config.path}, got {kind}; change ingest.path")
     return root
+
+
+def walk(root: Path, shown: str, refused: list[Refused]) -> Iterator[tuple[str, list[str]]]:
+    """Folders below `root`, relative to it ("." first), and the names of their files, sorted.
+
+    Hidden files and folders are passed over, links to folders are followed, no folder is entered twice (loops).
+    Args: shown: `root` as the quarantine names it; refused: takes folders that cannot be opened.
+    """
+
+    def lock(error: OSError) -> None:
+        path = Path(shown) / os.path.relpath(error.filename, root)
+        refused.append(Refused(utf8(path), f"is a folder that cannot be opened ({error.strerror})"))
+
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root, onerror=lock, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
+        yield Path(folder).relative_to(root).as_posix(), sorted(name for name in files if not name.startswith("."))
+
+
+def utf8(path: Path | str) -> str:
+    """A path with slashes, with bytes that are no UTF-8 as \\xNN: what tables can hold."""
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def state_of(path: Path) -> str:
+    """Size and date of a file, for the name of its job; "" if it cannot be asked (its inspection will say why)."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f" {found.st_size} {found.st_mtime_ns}"
 
 
 def refuse_pickles(config: IngestConfig, root: Path) -> None:
