@@ -134,8 +134,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         if not videos:
             first = min(refused, key=lambda each: each.path)
             raise UserError(f"none of {len(frame)} videos gives a clip; the first, {first.path}, {first.reason}")
+        weights = manifest.source_weights(frame, [video[0] for video in videos])
+        sources = dict(frame.select("id", "source").iter_rows())
         with atomic_dir(CLIPS) as temporary:
-            index = write_shards(temporary, videos, asdict(config))
+            index = write_shards(temporary, videos, asdict(config) | {"weights": weights}, sources=sources)
             if not shared.near_duplicates:
                 guards.check_duplicates(ClipStore(temporary))
             manifest.write_quarantine(temporary / "quarantine.parquet", refused)

@@ -1,6 +1,7 @@
 """Roll out: the AR transformer writes codes from one unseen first frame, the renderer draws them clip by clip.
 
-In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parquet; params seed, compute, rollout.
+In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parquet; params seed, compute, rollout,
+     ar.sources (test cases come from what the AR transformer was trained on).
      --variant plain_ldm: the same of data/plain_ldm.
 Out: data/rollout/<name>/<video>_<sample>.mp4 for name vw2 (`rollout.samples` per test case) and, once per case, the
      controls ground_truth_codes (isolates the AR transformer), shuffled_codes (its codes, steps permuted within the
@@ -89,9 +90,10 @@ def main(
     chosen = {"seed": seed, "rollout": asdict(config), "compute": asdict(compute)}
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     told = dict(manifest.read(MANIFEST).select("id", "instruction").iter_rows())
-    cases = codes.videos("test")[: config.max_cases]
+    wanted = set(store.videos(source=store.sources(values["ar"]["sources"], "ar.sources")))
+    cases = [video for video in codes.videos("test") if video in wanted][: config.max_cases]
     if not cases:
-        cases = codes.videos("train")[: config.max_cases or 8]
+        cases = [video for video in codes.videos("train") if video in wanted][: config.max_cases or 8]
         console.print("no video of split test: rolling out from training videos instead", markup=False)
     with runtime(stage) as rates:
         renderer, ar = load_renderer(place.dldm, PRIOR), load_ar(place.ar)

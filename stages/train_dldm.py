@@ -21,7 +21,6 @@ from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
-from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction
 from vw2.media.sheet import write_sheet
@@ -63,6 +62,7 @@ class JointConfig:
     optim: OptimConfig
     encoder_factor: float  # learning rate of encoder and queries, as a factor on optim.lr
     listen_steps: int  # steps in which the VDM learns to listen before the codes may move
+    sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
 
 def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
@@ -85,7 +85,7 @@ def train(accelerator, dldm: DLDM, vae, clips, latents, config: JointConfig, see
     dldm.train()
     ldm.spread.eval()
     for step in work:
-        items = batch_indices(seed, step, config.optim.batch, len(clips))
+        items = clips.mixture.batch(seed, step, config.optim.batch)
         batch = JointBatch(clips.batch(items), clips.ends(items), latents[items])
         with accelerator.autocast():
             loss, logs = dldm(batch, vae, generator(seed, 7, step))
@@ -110,15 +110,16 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         made = json.loads((PRIOR / "config.json").read_text())["record"]
         check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     store = ClipStore(CLIPS)
+    sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
     truth, looks = pl.read_parquet(TRUTH), appearance_of(manifest.read(MANIFEST))
     with runtime("train_dldm"):
         dldm, renderer = build(dldm_config)
         check_size(renderer.prior, store.height, store.width)
-        judged = pick_clips(store, "train", 2, seed)
+        judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(dldm.ldm.eval(), store, judged)
-        rows = store.select(split="train")
+        rows = store.train_rows(sources)
         latents = cache_latents(store, rows, renderer.prior.vae, folder / "latents.npy")
         clips = SmallClips(store, rows, dldm_config.ldm.size)
         work = train(accelerator, dldm, renderer.prior.vae, clips, latents, config, seed, folder)
@@ -129,11 +130,11 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         for name, codes in (("warmup", warm), ("joint", joint)):
             found = probe_figures(codes, store, judged, truth, looks, seed, levels)
             figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
-        still = pick_clips(store, "probe", 2, seed) or judged[:32]
+        still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         rendered, sheet = judge_rendering(renderer, store, still, seed)
         write_sheet(PLOT, sheet)
         check_gates(figures | rendered, gates, dldm_config.ldm.codebook, PLOT)
-        shaken = pick_clips(store, "test", 1, seed)
+        shaken = pick_clips(store, "test", 1, seed, sources)
         if shaken:
             rendered |= judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:

@@ -1,6 +1,7 @@
 """Train the plain LDM (VideoWorld): the warm LDM goes on by reconstruction alone, as many clips as the joint stage.
 
-In:  data/clips, data/truth.parquet, data/warmup; params groups seed, compute, dldm, train_plain_ldm.
+In:  data/clips, data/truth.parquet, data/warmup; params groups seed, compute, dldm, train_plain_ldm
+     (and train_dldm.sources: it stands beside the dLDM and sees the same clips).
 Out: data/plain_ldm/dldm/{ldm.safetensors,config.json}, metrics/plain_ldm/train_dldm.json (the keys of train_dldm, drawn
      by the coarse decoder), plots/plain_ldm/train_dldm, plots/plain_ldm/train_dldm.png.
 Run it with all that follows from it by `make plain-ldm`. Time: as long as the joint stage.
@@ -49,16 +50,23 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
     accelerator = start(compute, seed)
-    chosen = {"seed": seed, "ldm": asdict(dldm.ldm), "optim": asdict(config), "compute": asdict(compute)}
+    chosen = {
+        "seed": seed,
+        "ldm": asdict(dldm.ldm),
+        "optim": asdict(config),
+        "sources": values["train_dldm"]["sources"],
+        "compute": asdict(compute),
+    }
     store, levels = ClipStore(CLIPS), dldm.ldm.resolved()
+    sources = store.sources(values["train_dldm"]["sources"], "train_dldm.sources")
     looks = appearance_of(manifest.read(MANIFEST))
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("plain_ldm/train_dldm"):
         ldm = load_ldm(WARMUP)
-        judged = pick_clips(store, "train", 2, seed)
+        judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(ldm, store, judged)
-        rows = store.select(split="train")
+        rows = store.train_rows(sources)
         clips = SmallClips(store, rows, dldm.ldm.size)
         work = train(accelerator, ldm, clips, config, seed + 1, folder, "train the plain LDM")
         ldm.eval()
@@ -67,9 +75,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures["train.recon"] = work.averages["train/recon"]
         found = probe_figures(codes, store, judged, pl.read_parquet(TRUTH), looks, seed, levels)
         figures |= {f"probe.joint.{key}": value for key, value in found.items()}
-        still = pick_clips(store, "probe", 2, seed) or judged[:32]
+        still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
-        shaken = pick_clips(store, "test", 1, seed)
+        shaken = pick_clips(store, "test", 1, seed, sources)
         if shaken:
             rendered |= judge_rendering(LDMRenderer(ldm), store, shaken, seed, "render_nuisance")[0]
         write_sheet(PLOT, sheet)

@@ -1,6 +1,6 @@
 """Warm up the LDM: encoder, prefix queries, quantiser and coarse decoder, by reconstruction (VideoWorld 2, sec. 3).
 
-In:  data/clips (train split); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
+In:  data/clips (split train of the sources); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
 Out: data/warmup/{ldm.safetensors,config.json}, metrics/warmup_dldm.json, plots/warmup_dldm (TSV per series),
      plots/warmup_dldm.png (real, coarse).
 Time and memory at the committed sizes: 13 minutes on two cores, 2 GiB. Headline: codes.entropy_bits well above half of
@@ -8,15 +8,14 @@ log2(codebook). Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, run, table
-from vw2.data.sampler import batch_indices
+from vw2.console import console, run, table
 from vw2.data.shards import ClipStore
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
@@ -39,12 +38,19 @@ PLOT = Path("plots/warmup_dldm.png")
 ROOT = Path(__file__).parents[1]
 
 
+@dataclass(frozen=True)
+class WarmupConfig(OptimConfig):
+    """Group `warmup_dldm` of params.yaml."""
+
+    sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
+
+
 def train(accelerator, ldm: LDM, clips: SmallClips, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
     """Reconstruction of random train clips; also all there is to training the plain LDM."""
     work = Run(accelerator, [Group(ldm)], config, folder, title)
     ldm.train()
     for step in work:
-        video = clips.batch(batch_indices(seed, step, config.batch, len(clips)))
+        video = clips.batch(clips.mixture.batch(seed, step, config.batch))
         with accelerator.autocast():
             loss, logs = ldm(video)
         work.update(loss, logs)
@@ -56,7 +62,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     values = parameters.load(params)
     seed = values["seed"]
     dldm = parameters.build(DLDMConfig, values["dldm"], "dldm")
-    config = parameters.build(OptimConfig, values["warmup_dldm"], "warmup_dldm")
+    config = parameters.build(WarmupConfig, values["warmup_dldm"], "warmup_dldm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
@@ -70,23 +76,22 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "compute": asdict(compute),
     }
     store = ClipStore(CLIPS)
+    sources = store.sources(config.sources, "warmup_dldm.sources")
     folder = scratch_dir(
         "warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json", PRETRAINED], code)
     )
     with runtime("warmup_dldm"):
-        rows = store.select(split="train")
-        if not rows:
-            raise UserError(f"{CLIPS} holds no clip of split train; give some videos that split")
+        rows = store.train_rows(sources)
         ldm = LDM(dldm.ldm)
         if values["pretrain_ldm"]["use"]:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         work = train(accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM")
         ldm.eval()
-        judged = pick_clips(store, "train", 2, seed)
+        judged = pick_clips(store, "train", 2, seed, sources)
         figures = code_figures(encode_rows(ldm, store, judged), dldm.ldm.resolved())
         figures["train.recon"] = work.averages["train/recon"]
-        probe = pick_clips(store, "probe", 2, seed) or judged[:32]
+        probe = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)
         write_sheet(PLOT, sheet)
         check_gates(figures | rendered, gates, dldm.ldm.codebook, PLOT)

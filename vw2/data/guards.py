@@ -33,7 +33,7 @@ class SplitsConfig:
 def check_splits(frame: pl.DataFrame, config: SplitsConfig) -> None:
     """Refuse a manifest with the same content, or the same known environment, in both train and test.
 
-    Where all videos are from one environment, none can be kept for test, and it may be shared.
+    Where all videos of a source are from one environment, none can be kept for test, and it may be shared.
     Raises: UserError that lists them.
     """
     sides = frame.with_columns(pl.col("split").is_in(JUDGED).alias("judged"))
@@ -41,8 +41,10 @@ def check_splits(frame: pl.DataFrame, config: SplitsConfig) -> None:
     pairs = sorted(" = ".join(sorted(ids)) for ids in content.filter("both")["id"])
     if pairs:
         raise UserError(f"the same video is in both train and test: {listed(pairs)}; give copies one split")
-    if not config.environments and frame["environment"].n_unique() > 1:
-        known = sides.filter(pl.col("environment") != UNKNOWN)
+    if not config.environments:
+        apart = pl.col("environment").n_unique().over("source") > 1
+        several = apart | (pl.col("source").n_unique().over("environment") > 1)
+        known = sides.filter((pl.col("environment") != UNKNOWN) & several)
         shared = known.group_by("environment").agg(both=pl.col("judged").n_unique() > 1).filter("both")
         if len(shared):
             raise UserError(

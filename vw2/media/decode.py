@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +21,13 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vw2.media.timing import MAX_GAP, frame_rate, longest_gap
+
 MAX_SIDE = 8192  # pixels; what the largest cameras record. Beyond it lie decompression bombs
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf,m4v,h264,hevc,ivf"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 EXACT_COUNT = "mov"  # containers of this family state their number of frames exactly
 MAX_SAR = 16.0  # a pixel more than 16 times as wide as high is a broken header, not an anamorphic lens
-JITTER = 0.25  # frames; timestamps within this distance of a regular grid count as constant rate
 
 av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, FFmpeg need not print it too
 
@@ -65,14 +67,13 @@ def _pick_stream(container: av.container.InputContainer, path: Path) -> av.Video
 @contextmanager
 def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file and make its video stream ready to decode; every FFmpeg error becomes a MediaError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(2, "no such video", str(path))
-    if Path(path).stat().st_size == 0:
-        raise MediaError("is empty (0 bytes)")
+    _check_file(Path(path))
     try:
         # An absolute path, since FFmpeg would read "a:b.mp4" as a protocol named a.
         container = av.open(os.path.abspath(path), container_options=OPTIONS, metadata_errors="replace")
-    except (av.FFmpegError, ValueError, MemoryError) as error:
+    except MemoryError as error:
+        raise MediaError("asks for more memory than it may have (broken headers?)") from error
+    except (av.FFmpegError, ValueError) as error:
         raise MediaError(f"is not a video in a known container ({_words(error)})") from error
     with container:
         stream = _pick_stream(container, path)
@@ -87,6 +88,17 @@ def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.containe
         yield container, stream
 
 
+def _check_file(path: Path) -> None:
+    """Raise MediaError or OSError unless this is a file with something in it that may be read. A pipe would hang."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError(f"is a {'folder' if stat.S_ISDIR(found.st_mode) else 'pipe or device'}, not a file")
+    if found.st_size == 0:
+        raise MediaError("is empty (0 bytes)")
+    with path.open("rb"):  # FFmpeg would not tell a lack of permission from a lack of sense
+        pass
+
+
 def _words(error: BaseException) -> str:
     """An FFmpeg error without errno and file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -98,7 +110,7 @@ def _decode(
     """All pictures of a stream in display order; MediaError on damage, at the time limit or if the file ends early."""
     start = time.process_time()
     packets = count = 0
-    last = None
+    first = last = None
     try:
         for packet in container.demux(stream):
             packets += packet.size > 0
@@ -109,6 +121,10 @@ def _decode(
                     raise MediaError(f"turns to {frame.width}x{frame.height} pixels after {count} frames", count)
                 if frame.is_corrupt:
                     raise MediaError(f"breaks after {count} frames (damaged picture)", count)
+                first = first or frame
+                if (frame.width, frame.height) != (first.width, first.height):
+                    sizes = [f"{each.width}x{each.height}" for each in (first, frame)]
+                    raise MediaError(f"changes its size after {count} frames from {sizes[0]} to {sizes[1]}", count)
                 yield frame
                 count += 1
                 last = frame
@@ -119,24 +135,29 @@ def _decode(
     if last is None:
         promise = f" ({stream.frames} declared)" if stream.frames else ""
         raise MediaError(f"holds no frame that can be decoded{promise}")
-    _check_whole(container, stream, packets, count, last)
+    _check_whole(container, stream, packets, count, [first, last])
 
 
 def _check_whole(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: int, count: int, last: av.VideoFrame
+    container: av.container.InputContainer, stream: av.VideoStream, packets: int, count: int, ends: list[av.VideoFrame]
 ) -> None:
     """Raise MediaError if the file declares clearly more than it holds (a broken download or a full card)."""
-    declared = stream.frames
-    slack = 0 if EXACT_COUNT in container.format.name.split(",") else 2 + declared // 50
-    if packets < declared - slack:
-        raise MediaError(f"is cut short: {count} frames came out of {declared} declared", count)
-    expected = _declared_duration(container, stream)
-    if declared == 0 and expected and last.time is not None:
-        end = last.time + float((last.duration or 0) * (last.time_base or 0))
-        if end < expected - max(0.5, 0.02 * expected):
-            raise MediaError(
-                f"is cut short: {count} frames came out, up to {end:.2f} s of {expected:.2f} s declared", count
-            )
+    (first, last), declared = ends, stream.frames
+    exact = EXACT_COUNT in container.format.name.split(",")
+    if exact and declared:  # an edit list leaves out frames that are counted but lie in no entry of the index
+        declared = min(declared, len(stream.index_entries) or declared)
+    expected, end = _declared_duration(container, stream), None
+    if last.time is not None and first.time is not None:
+        # Times below 0 (a transport stream whose clock wrapped) shift the end.
+        end = last.time - min(0.0, first.time) + float((last.duration or 0) * (last.time_base or 0))
+    short = bool(expected) and end is not None and end < expected - max(0.5, 0.02 * expected)
+    if packets < declared - (0 if exact else 2 + declared // 50):
+        text = "is cut short" if exact or short else "lacks frames"  # an AVI may leave out what it shows again
+        raise MediaError(f"{text}: {count} frames came out of {declared} declared", count)
+    if declared == 0 and short:
+        raise MediaError(
+            f"is cut short: {count} frames came out, up to {end:.2f} s of {expected:.2f} s declared", count
+        )
 
 
 def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
@@ -210,28 +231,10 @@ def timeline(
     fps, variable = frame_rate(times, declared)
     if not fps:
         raise MediaError(f"states neither a frame rate nor usable times for its {len(times)} frames", len(times))
+    gap, begin = longest_gap(times, fps)
+    if gap > MAX_GAP:
+        raise MediaError(f"shows one frame for {gap:.0f} s from {begin:.1f} s on (broken times or slides)", len(times))
     return replace(info, fps=fps, variable=variable, frames=len(times), duration=len(times) / fps), times
-
-
-def frame_rate(times: Sequence[float | None], declared: Sequence[float]) -> tuple[float, bool]:
-    """Frame rate of a video from the times of its frames (our choice).
-
-    Args:
-        times: seconds, in display order; None where the file says nothing.
-        declared: rates the container claims, the most trusted first.
-    Returns: (frames per second, False) if all times lie within a quarter frame of a regular grid at a declared or the
-        mean rate; (mean rate, True) if they do not. Times that are missing or do not increase say nothing: then the
-        first declared rate holds (0.0 if there is none).
-    """
-    if len(times) < 2 or None in times or any(b <= a for a, b in zip(times, times[1:], strict=False)):
-        return (declared[0] if declared else 0.0), False
-    offset = np.asarray(times, dtype=np.float64) - times[0]
-    mean = (len(times) - 1) / offset[-1]
-    index = np.arange(len(times))
-    for rate in (*declared, mean):
-        if np.abs(offset * rate - index).max() <= JITTER:
-            return float(rate), False
-    return float(mean), True
 
 
 def _to_rgb(frame: av.VideoFrame, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from vw2.console import track
+from vw2.data.sampler import mixture
 from vw2.data.shards import ClipStore
 from vw2.media.resize import resize_frames, to_model
 from vw2.models.prior import VideoVAE
@@ -13,10 +14,14 @@ from vw2.scratch import atomic_file
 
 
 class SmallClips:
-    """All chosen clips in memory, uint8: (clips, T, size, size, 3) at the LDM's size; first and last frames whole."""
+    """All chosen clips in memory, uint8: (clips, T, size, size, 3) at the LDM's size; first and last frames whole.
+
+    Attribute `mixture`: which of them make up the batch of a step.
+    """
 
     def __init__(self, store: ClipStore, rows: list[int], size: int):
         self.rows = rows
+        self.mixture = mixture(store.index["source"][rows].to_list(), store.weights)
         shape = (len(rows), store.clip_frames, size, size, 3)
         self.frames = np.empty(shape, np.uint8)
         self.first_last = np.empty((len(rows), 2, store.height, store.width, 3), np.uint8)

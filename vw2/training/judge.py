@@ -1,5 +1,6 @@
 """What a freshly trained (d)LDM is asked before it is let go on: renders, codes, probes. For the training stages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,10 +48,12 @@ def code_figures(codes: np.ndarray, levels: tuple[int, ...]) -> dict[str, float]
     }
 
 
-def pick_clips(store: ClipStore, split: str, per_video: int, seed: int) -> list[int]:
-    """Rows of `per_video` whole clips of every video of a split, drawn by (seed, video number)."""
+def pick_clips(
+    store: ClipStore, split: str, per_video: int, seed: int, sources: Sequence[str] | None = None
+) -> list[int]:
+    """Rows of `per_video` whole clips of every video of a split (of some sources), drawn by (seed, video number)."""
     rows = []
-    for number, video in enumerate(store.videos(split=split)):
+    for number, video in enumerate(store.videos(split=split, **({"source": sources} if sources else {}))):
         whole = [r for r in store.select(split=split, video=video) if store.index["valid"][r] == store.clip_frames]
         if whole:
             rng = np.random.default_rng([seed, number])
@@ -114,6 +117,8 @@ def probe_figures(
                 labels.append(actions[video, frame])
                 appearance.append(looks.get(video, ""))
                 groups.append(video)
+    if not features:  # no clip of the craft world among them
+        return {}
     x = digit_features(np.stack(features), levels)
     action = linear_probe(x, np.array(labels), groups, seed)
     figures = {"action": action.score.as_dict(), "action_chance": action.chance}
