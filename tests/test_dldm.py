@@ -24,7 +24,8 @@ from vw2.console import UserError
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import add_noise, flow_loss, sample
-from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
+from vw2.models.ldm import LDM, Drawing, LDMConfig
+from vw2.models.losses import L2
 from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
 from vw2.models.renderer import (
     DLDMRenderer,
@@ -141,7 +142,7 @@ def reconstruction_alone(mode: str) -> tuple[DLDM, torch.Tensor]:
     video = tiny_batch(prior).video
     codes, _ = dldm.ldm.quantise(dldm.ldm.features(video))
     frame = video[:, :, :1]
-    return dldm, reconstruction_loss(dldm.draw(frame, codes).over(frame), video, 0.0)
+    return dldm, L2(0.0)(dldm.draw(frame, codes).over(frame), video)
 
 
 def test_reconstruction_off_teaches_nothing():
@@ -230,7 +231,7 @@ def test_ldm_overfits_one_batch_by_its_codes():
     torch.manual_seed(0)
     ldm, video = LDM(LDMConfig(**SMALL | {"drawn_share": 0.0})), moving(side=16)
     losses = fit(ldm, lambda model: model(video), 80, "train/recon")
-    copied = reconstruction_loss(video[:, :, :1].expand_as(video), video, ldm.config.pixel_motion_weight)
+    copied = L2(ldm.config.pixel_motion_weight)(video[:, :, :1].expand_as(video), video)
     assert losses[0] == pytest.approx(copied.item(), rel=1e-5), "an untrained decoder copies the first frame"
     assert losses[-1] < 0.2 * losses[0]
     with torch.no_grad():
@@ -238,7 +239,7 @@ def test_ldm_overfits_one_batch_by_its_codes():
         codes, index = ldm.quantise(features)
         other = ldm.decoder(features[:, :, :1], codes.flip(0)).over(video[:, :, :1])
     assert len(torch.unique(index.flatten(1), dim=0)) == 4
-    assert reconstruction_loss(other, video, ldm.config.pixel_motion_weight) > 3 * losses[-1], "the decoder listens"
+    assert L2(ldm.config.pixel_motion_weight)(other, video) > 3 * losses[-1], "the decoder listens"
 
 
 def test_dldm_overfits_one_batch():
