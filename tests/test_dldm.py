@@ -1,4 +1,4 @@
-"""The dLDM at a tiny size: shapes, which loss teaches what, overfitting, control branch, gates, rendering, files."""
+"""The dLDM at a tiny size: shapes, which loss teaches what, overfitting, control branch, rendering, files."""
 
 import copy
 
@@ -20,7 +20,6 @@ from tiny_models import (
     wake,
 )
 
-from vw2.console import UserError
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import add_noise, flow_loss, sample
@@ -38,7 +37,6 @@ from vw2.models.renderer import (
     save_ldm,
 )
 from vw2.training.compute import generator
-from vw2.training.judge import GatesConfig, check_gates
 
 QUERIES = SMALL["queries"]
 
@@ -365,42 +363,6 @@ def test_sampling_ends_at_the_predicted_change(steps):
     velocity = lambda noisy, time: prior.vdm.to_velocity(latents - first, noisy, time, first)  # noqa: E731
     result = sample(velocity, draw(*latents.shape), first, steps, tiny_config().sampling_shift)
     torch.testing.assert_close(result, latents, atol=1e-4, rtol=0)
-
-
-# ---------------------------------------------------------------- gates
-
-
-def healthy() -> dict:
-    value = lambda x: {"value": x, "low": None, "high": None, "n": 3}  # noqa: E731
-    return {
-        "codes.entropy_bits": 8.0,
-        "codes.used_fraction": 0.6,
-        "render.psnr": value(25.0),
-        "render.psnr_other_codes": value(20.0),
-    }
-
-
-def test_gates_let_a_healthy_run_go_on(tmp_path):
-    check_gates(healthy(), GatesConfig(), 1000, tmp_path)
-    check_gates({k: v for k, v in healthy().items() if k.startswith("codes")}, GatesConfig(), 1000, tmp_path)
-    edge = healthy() | {"codes.entropy_bits": 0.5 * 9.9658, "codes.used_fraction": 0.1}
-    check_gates(edge, GatesConfig(), 1000, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "broken, sentence",
-    [
-        ({"codes.entropy_bits": 4.9}, "the codes died: 4.90 bits of entropy, at least 4.98 expected (gates.entropy"),
-        ({"codes.used_fraction": 0.099}, "the codes died: 9.9% of the codebook in use, at least 10% expected (gates."),
-        ({"render.psnr": {"value": 20.4}}, "the codes are not listened to: a clip's own codes render it only 0.40 dB"),
-    ],
-)
-def test_gates_stop_a_broken_run_with_a_sentence(broken, sentence, tmp_path):
-    with pytest.raises(UserError) as error:
-        check_gates(healthy() | broken, GatesConfig(), 1000, tmp_path / "plot.png")
-    text = str(error.value)
-    assert text.startswith(sentence) and "plot.png" in text and "\n" not in text
-    check_gates(healthy() | broken, GatesConfig(enabled=False), 1000, tmp_path)
 
 
 # ---------------------------------------------------------------- rendering

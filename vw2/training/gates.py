@@ -53,7 +53,7 @@ def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, s
         )
     if (found := figures.get("codes.dead_digits", 0)) > gates.dead_digits:
         yield (
-            f"the codes died: {found} digits use a single level, at most {gates.dead_digits} expected "
+            f"the codes died: digits with a single level in use: {found}, at most {gates.dead_digits} expected "
             f"(gates.dead_digits); see {plot}, lower dldm.codebook or train longer"
         )
     k, found = _least(figures, "codes.step_entropy_bits.k")
