@@ -14,6 +14,7 @@ from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.losses import L2, STAGES, WEIGHTS, VGGFeatures, reconstruction_loss, vgg_features
+from vw2.models.projection import ProjectionConfig
 from vw2.models.renderer import DLDMRenderer, LDMRenderer, load_dldm, load_ldm, load_prior, save_dldm, save_ldm
 from vw2.models.timeline import encode_windows, fill, stride_of, windows
 from vw2.training.clipset import fit
@@ -183,6 +184,8 @@ def test_stride_is_derived_and_checked():
         fit(tiny_config(stride=4), 2)
     with pytest.raises(UserError, match="clips of 177 frames have 44 steps but dldm.max_steps is 4; raise it"):
         fit(tiny_config(), 177)
+    with pytest.raises(UserError, match="draws 22 steps at once but dldm.projection.max_steps is 4; raise it or lower"):
+        fit(tiny_config(max_steps=64), 177)
     assert fit(tiny_config(), 2).ldm.stride == 1 and fit(tiny_config(stride=4), 9) == tiny_config(stride=4)
 
 
@@ -224,7 +227,7 @@ def test_latents_of_windows_lie_end_to_end():
 
 @pytest.mark.parametrize("frames, steps, drawn", [(2, 1, 1), (9, 2, 1), (49, 12, 1), (93, 23, 1), (177, 44, 2)])
 def test_every_clip_length_of_the_paper_runs(frames, steps, drawn):
-    config = fit(tiny_config(max_steps=64), frames)
+    config = fit(tiny_config(max_steps=64, projection=ProjectionConfig(width=16, max_steps=23)), frames)
     prior = tiny_prior()
     dldm, batch = wake(DLDM(config, prior), 2), pair_batch(prior, frames)
     assert len(dldm.windows(steps)) == drawn

@@ -76,6 +76,17 @@ class DLDMConfig(LDMConfig):
                 f"got {self.control.blocks} and {self.reconstruction_weight}"
             )
 
+    def for_clips(self, frames: int):
+        """As of the LDM; and what the VDM draws at once must fit its projection."""
+        config, most = super().for_clips(frames), self.projection.max_steps
+        parts = windows((frames - 1) // config.stride, self.window, config.stride)
+        if (longest := max(part.end - part.begin for part in parts)) > most:
+            raise ValueError(
+                f"the VDM draws {longest} steps at once but dldm.projection.max_steps is {most}; "
+                "raise it or lower dldm.window"
+            )
+        return config
+
     @property
     def ldm(self) -> LDMConfig:
         """The part that the LDM alone is made from."""
