@@ -25,7 +25,7 @@ from vw2.models.dldm import DLDMConfig
 from vw2.models.renderer import LDMRenderer, load_ldm, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips
+from vw2.training.clipset import SmallClips, fit
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.judge import appearance_of, code_figures, encode_rows, judge_rendering, pick_clips, probe_figures
@@ -45,7 +45,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     """Train the plain LDM, the baseline without a video diffusion model."""
     values = parameters.load(params)
     seed = values["seed"]
-    dldm = parameters.build(DLDMConfig, values["dldm"], "dldm")
+    store = ClipStore(CLIPS)
+    dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(OptimConfig, values["train_plain_ldm"], "train_plain_ldm")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
@@ -57,9 +58,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "sources": values["train_dldm"]["sources"],
         "compute": asdict(compute),
     }
-    store, levels = ClipStore(CLIPS), dldm.ldm.resolved()
+    levels, looks = dldm.ldm.resolved(), appearance_of(manifest.read(MANIFEST))
     sources = store.sources(values["train_dldm"]["sources"], "train_dldm.sources")
-    looks = appearance_of(manifest.read(MANIFEST))
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("plain_ldm/train_dldm"):

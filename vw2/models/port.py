@@ -59,6 +59,9 @@ class VDM(Protocol):
         Returns: (B, C, L, h, w).
         """
 
+    def fresh(self) -> "VDM":
+        """The same network with random weights."""
+
     def begin(
         self,
         noisy: Tensor,

@@ -104,6 +104,10 @@ class WanVDM(nn.Module):
         set_wan_causal(self.blocks, self.layout)
         transformer.rope = WindowRope(transformer.rope, self.layout, axis=1)
 
+    def fresh(self) -> "WanVDM":
+        """The same network with random weights."""
+        return WanVDM(WanTransformer3DModel.from_config(self.transformer.config))
+
     @property
     def blocks(self) -> nn.ModuleList:
         return self.transformer.blocks

@@ -5,12 +5,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vw2.console import track
+from vw2.console import UserError, track
 from vw2.data.sampler import mixture
 from vw2.data.shards import ClipStore
 from vw2.media.resize import resize_frames, to_model
+from vw2.models.ldm import LDMConfig
 from vw2.models.prior import VideoVAE
+from vw2.models.timeline import encode_windows
 from vw2.scratch import atomic_file
+
+
+def fit(config: LDMConfig, frames: int):
+    """The config for clips of T frames, its reconstruction loss at hand.
+
+    Raises: UserError if clips and config contradict each other or weights of the loss are missing.
+    """
+    try:
+        config.loss().ready()
+        return config.for_clips(frames)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 class SmallClips:
@@ -43,11 +57,16 @@ class SmallClips:
 
 
 @torch.no_grad()
-def cache_latents(store: ClipStore, rows: list[int], vae: VideoVAE, path: Path, batch: int = 32) -> torch.Tensor:
-    """(clips, C, L, h, w) float32 latents of the chosen clips, kept at `path` so that a resumed run need not encode."""
+def cache_latents(
+    store: ClipStore, rows: list[int], vae: VideoVAE, window: int, path: Path, batch: int = 32
+) -> torch.Tensor:
+    """(clips, C, L, h, w) float32 latents of the chosen clips, kept at `path` so that a resumed run need not encode.
+
+    Args: window: most frames of a VDM window; those of longer clips lie end to end (`encode_windows`).
+    """
     if not path.exists():
         parts = [
-            vae.encode(to_model(store.batch(rows[i : i + batch])))
+            encode_windows(vae, to_model(store.batch(rows[i : i + batch])), window)
             for i in track(range(0, len(rows), batch), "encode clips with the VAE")
         ]
         with atomic_file(path) as temporary, temporary.open("wb") as stream:
