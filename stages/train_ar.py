@@ -106,7 +106,7 @@ def main(
     stage = f"{place.metrics_prefix}train_ar"
     accelerator = start(compute, seed)
     codes, store = read_codes(place.codes), ClipStore(CLIPS)
-    told = dict(manifest.read(MANIFEST).select("id", "instruction").iter_rows())
+    told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
     chosen = {"seed": seed, "ar": asdict(config), "compute": asdict(compute)}
     inputs = [MANIFEST, CLIPS / "index.parquet", CLIPS / "clips.json", place.dldm, place.codes]
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
