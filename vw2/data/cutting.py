@@ -66,12 +66,13 @@ def cut(job: CutJob) -> dict[str, Any]:
 
 
 def parts_of(video: str, written: Written, config: ClipConfig) -> list[Part]:
-    """What is kept of a video: all of it, or <id>#1, <id>#2, ..., each at least `min_frames` long."""
+    """What is kept of a video: all of it, or those of <id>#1, <id>#2, ... that are at least `min_frames` long."""
     spans = segments(written.frames, written.found, config)
-    kept = [(start, stop - start) for start, stop in spans if stop - start >= config.min_frames]
-    if kept == [(0, written.frames)]:
-        return [Part(video, 0, 0, written.frames)]
-    return [Part(f"{video}#{k}", k, *span) for k, span in enumerate(kept, start=1)]
+    if len(spans) == 1 and spans[0] == (0, written.frames):
+        whole = Part(video, 0, 0, written.frames)
+        return [whole] if written.frames >= config.min_frames else []
+    parts = [Part(f"{video}#{k}", k, start, stop - start) for k, (start, stop) in enumerate(spans, start=1)]
+    return [part for part in parts if part.frames >= config.min_frames]
 
 
 def _result(row: Mapping[str, Any], written: Written, config: ClipConfig) -> dict[str, Any]:

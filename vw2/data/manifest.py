@@ -182,7 +182,7 @@ def read(path: Path, videos: Sequence[str] | None = None) -> pl.DataFrame:
         return frame
     parts = pl.DataFrame({"part": list(videos)}, schema={"part": pl.String})
     parts = parts.with_columns(id=pl.col("part").map_elements(source_of, return_dtype=pl.String))
-    return parts.join(frame, on="id", maintain_order="left").with_columns(id="part").select(MANIFEST)
+    return parts.join(frame, on="id", maintain_order="left").with_columns(id="part").select(*MANIFEST)
 
 
 def write_quarantine(path: Path, refused: Iterable[Refused]) -> None:

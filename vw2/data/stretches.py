@@ -36,7 +36,7 @@ class StretchConfig:
     cut_change: float = 10.0  # levels
     cut_ratio: float = 3.0
     on_still: Action = "report"  # drop: its frames are left out
-    still_change: float = 4.0  # levels
+    still_change: float = 6.0  # levels
     still_seconds: float = 2.0  # shorter ones do not count
     on_black: Action = "report"  # drop: its frames are left out
     black_level: float = 16.0  # levels
