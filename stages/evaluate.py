@@ -101,7 +101,8 @@ def main(
     place = paths(variant)
     stage, out = f"{place.metrics_prefix}evaluate", OUT if variant == "vw2" else place.rollout.with_name(OUT.name)
     start(compute, seed)
-    store, about = ClipStore(CLIPS), {row["id"]: row for row in manifest.read(MANIFEST).iter_rows(named=True)}
+    store = ClipStore(CLIPS)
+    about = {row["id"]: row for row in manifest.read(MANIFEST, store.videos()).iter_rows(named=True)}
     work = list_work(benchmark.read_rollouts(place.rollout), store)
     classifier = load_classifier(CLASSIFIER)
     if classifier is None:

@@ -89,7 +89,7 @@ def main(
     inputs = [place.ar, place.dldm, place.codes, MANIFEST, CLIPS / "index.parquet"]
     chosen = {"seed": seed, "rollout": asdict(config), "compute": asdict(compute)}
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
-    told = dict(manifest.read(MANIFEST).select("id", "instruction").iter_rows())
+    told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
     wanted = set(store.videos(source=store.sources(values["ar"]["sources"], "ar.sources")))
     cases = [video for video in codes.videos("test") if video in wanted][: config.max_cases]
     if not cases:

@@ -107,7 +107,7 @@ def main(
     accelerator = start(compute, seed)
     codes, store = read_codes(place.codes), ClipStore(CLIPS)
     wanted = set(store.videos(source=store.sources(config.sources, "ar.sources")))
-    told = dict(manifest.read(MANIFEST).select("id", "instruction").iter_rows())
+    told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
     chosen = {"seed": seed, "ar": asdict(config), "compute": asdict(compute)}
     inputs = [MANIFEST, CLIPS / "index.parquet", CLIPS / "clips.json", place.dldm, place.codes]
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))

@@ -176,9 +176,15 @@ def write(path: Path, frame: pl.DataFrame) -> None:
         frame.write_parquet(temporary)
 
 
-def read(path: Path) -> pl.DataFrame:
+def source_of(video: str) -> str:
+    """Id of the video that <id>#k is a part of (see stage clip); a whole video is its own."""
+    return video.partition("#")[0]
+
+
+def read(path: Path, videos: Sequence[str] | None = None) -> pl.DataFrame:
     """Read and check a manifest.
 
+    Args: videos: ids, as in a ClipStore, to give a row each; a part <id>#k gets the row of its video.
     Raises: UserError if it is missing or was written by another version.
     """
     if not Path(path).is_file():
@@ -188,7 +194,11 @@ def read(path: Path) -> pl.DataFrame:
         validate(frame)
     except ValueError as error:
         raise UserError(f"{path} cannot be used: {error}; run `dvc repro ingest` again") from error
-    return frame
+    if videos is None:
+        return frame
+    parts = pl.DataFrame({"part": list(videos)}, schema={"part": pl.String})
+    parts = parts.with_columns(id=pl.col("part").map_elements(source_of, return_dtype=pl.String))
+    return parts.join(frame, on="id", maintain_order="left").with_columns(id="part").select(*MANIFEST)
 
 
 def write_quarantine(path: Path, refused: Iterable[Refused]) -> None:

@@ -33,6 +33,8 @@ INDEX = {
     "shard": pl.Int32,
     "offset": pl.Int64,  # frames from the start of the shard
     "valid": pl.Int32,  # real frames; the other T - valid repeat the last one
+    "segment": pl.Int32,  # 0: of a whole video; k from 1 on: of its part <id>#k (see vw2/data/cutting.py)
+    "start": pl.Int64,  # frame of the whole video, at the clip rate, with which the clip begins
 }
 
 
@@ -80,6 +82,7 @@ def write_shards(
     config: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
     sources: Mapping[str, str] | None = None,
+    segments: Mapping[str, tuple[int, int]] | None = None,
 ) -> pl.DataFrame:
     """Pack raw frame files into shards and write index.parquet and clips.json beside them.
 
@@ -90,11 +93,12 @@ def write_shards(
         videos: (id, split, task, raw file, F) in the order to store them.
         config: clip parameters; frames, height and width are needed here.
         sources: id -> name of its source; unknown where it is not given.
+        segments: id -> (number from 1 on, first frame in the raw file) of videos that are a part of one.
     Returns: the index, one row per clip.
     """
     clip_frames, shape = config["frames"], (config["height"], config["width"], 3)
     step, size = clip_frames - 1, math.prod(shape)
-    sources = sources or {}
+    sources, segments = sources or {}, segments or {}
     facts = {video: (split, task, file, frames) for video, split, task, file, frames in videos}
     plan = plan_shards({video: row[3] for video, row in facts.items()}, clip_frames, shard_bytes // size)
     rows = []
@@ -105,22 +109,14 @@ def write_shards(
             np.lib.format.write_array_header_1_0(out, header)
             for run in runs:
                 split, task, file, frames = facts[run.video]
-                _copy_run(out, file, run.first * step, run.clips * step + 1, frames, size)
+                source, (segment, begin) = sources.get(run.video, UNKNOWN), segments.get(run.video, (0, 0))
+                _copy_run(out, file, begin + run.first * step, run.clips * step + 1, begin + frames, size)
                 for clip in range(run.clips):
                     valid = min(clip_frames, frames - (run.first + clip) * step)
                     offset = run.offset + clip * step
-                    rows.append(
-                        (
-                            run.video,
-                            sources.get(run.video, UNKNOWN),
-                            run.first + clip,
-                            split,
-                            task,
-                            number,
-                            offset,
-                            valid,
-                        )
-                    )
+                    start = begin + (run.first + clip) * step
+                    place = (number, offset, valid, segment, start)
+                    rows.append((run.video, source, run.first + clip, split, task, *place))
     index = pl.DataFrame(rows, schema=INDEX, orient="row")
     index.write_parquet(folder / "index.parquet")
     (folder / "clips.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -128,7 +124,7 @@ def write_shards(
 
 
 def _copy_run(out: Any, file: Path, start: int, count: int, frames: int, size: int) -> None:
-    """Append frames [start, start + count) of a raw file of `frames` frames, repeating its last one past the end."""
+    """Append frames [start, start + count) of a raw file, repeating frame `frames` - 1 from there on."""
     with file.open("rb") as stream:
         stream.seek(start * size)
         last = b""
