@@ -44,7 +44,7 @@ if __name__ == "__main__":
 """
 
 
-def launch(command, folder, count, timeout=60, **environment):
+def launch(command, folder, count, timeout=600, **environment):
     """Processes of `count` ranks that share nothing but the folder."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     shared = os.environ | {"PYTHONPATH": paths, "WORLD_SIZE": str(count), "VW2_RANK_TIMEOUT": str(timeout)}
