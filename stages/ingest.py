@@ -7,13 +7,15 @@ Out: data/videos/*.mp4 (what the source made: craft, frames; else empty), data/m
      frame, else no rows), data/tracks.parquet (robot data only, actions and states, one row per frame, else no rows),
      metrics/ingest.json, plots/ingest.png (one row per task), plots/ingest_shares.png (durations, share of each task).
 Time and memory: 640 craft videos of 64x64 in 3 minutes on two cores, 1 GiB; a folder at its decoding speed.
-Interrupted runs continue video by video; the number of workers does not change a byte.
+Interrupted runs continue video by video; under `torchrun` or `accelerate launch` the ranks share the files
+(vw2/data/ranks.py). The number of workers or ranks does not change a byte.
 Tiny run: python -m stages.preset smoke && python -m stages.ingest
 """
 
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
@@ -29,6 +31,7 @@ from vw2.data import guards, manifest
 from vw2.data.manifest import Entry, Refused
 from vw2.data.overview import summary, write_chart
 from vw2.data.pool import worker_count
+from vw2.data.ranks import helps
 from vw2.data.sources import craft, mixture
 from vw2.data.sources.base import TRACKS, IngestConfig
 from vw2.media.segments import read_span
@@ -109,6 +112,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     used = {"ingest": asdict(config), "seed": seed} | ({"craft": asdict(world)} if rendered else {})
     table("ingest", used)
     work = scratch_dir("ingest", fingerprint(used, [], import_closure(Path(__file__), ROOT)))
+    if helps():  # rank 0 writes the outputs
+        deque(mixture.entries(config, world, work, workers), maxlen=0)
+        return
     start = time.perf_counter()
     with runtime("ingest") as rates:
         entries, refused = sort_out(mixture.entries(config, world, work, workers))

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +169,20 @@ class ClipStore:
         return len(self.index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a memory map would be pickled as all its bytes
+        kept = {name: value for name, value in self.__dict__.items() if name != "_rows"}
+        return {**kept, "_maps": {}}  # a memory map would be pickled as all its bytes
 
     def _map(self, shard: int) -> np.ndarray:
         """The memory map of a shard, opened once."""
         if shard not in self._maps:
             self._maps[shard] = np.load(self.path / f"frames-{shard:05d}.npy", mmap_mode="r")
         return self._maps[shard]
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[int, int]]:
+        """First row and number of rows of each video: they lie together, in order."""
+        ranges = self.index.with_row_index().group_by("video").agg(pl.col("index").min(), pl.len())
+        return {video: (first, rows) for video, first, rows in ranges.iter_rows()}
 
     def frames(self, row: int) -> np.ndarray:
         """The clip in one row of the index: (T, H, W, 3) uint8, a copy."""
@@ -190,9 +198,9 @@ class ClipStore:
 
         Raises: KeyError for an unknown id.
         """
-        clips = self.index.filter(pl.col("video") == video).sort("clip")
-        if not len(clips):
+        if video not in self._rows:
             raise KeyError(f"no clip of a video {video!r} in {self.path}")
+        clips = self.index.slice(*self._rows[video])
         parts = []
         for shard, offset, valid in clips.select("shard", "offset", "valid").iter_rows():
             start = offset + (1 if parts else 0)  # the first frame is the last of the clip before

@@ -15,12 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vw2.media.picture import MediaError, Picture, quarter_turns
 from vw2.media.timing import MAX_GAP, frame_rate, longest_gap
 
 MAX_SIDE = 8192  # pixels; what the largest cameras record. Beyond it lie decompression bombs
@@ -30,14 +33,6 @@ EXACT_COUNT = "mov"  # containers of this family state their number of frames ex
 MAX_SAR = 16.0  # a pixel more than 16 times as wide as high is a broken header, not an anamorphic lens
 
 av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, FFmpeg need not print it too
-
-
-class MediaError(Exception):
-    """A file that cannot be used; the message is the reason, `frames` how many came out before."""
-
-    def __init__(self, reason: str, frames: int = 0) -> None:
-        super().__init__(reason)
-        self.frames = frames
 
 
 @dataclass(frozen=True)
@@ -175,14 +170,9 @@ def _declared_duration(container: av.container.InputContainer, stream: av.VideoS
     return container.duration / av.time_base if alone and container.duration else 0.0
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Quarter turns counter-clockwise that the display matrix asks for, 0 to 3; 0 for a broken matrix."""
-    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0
-
-
 def _info(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> VideoInfo:
     """Facts from the headers and the first picture."""
-    turns = _quarter_turns(frame)
+    turns = quarter_turns(frame)
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     sar = float(stream.sample_aspect_ratio or 1)
     sar = sar if 1 / MAX_SAR <= sar <= MAX_SAR else 1.0
@@ -237,26 +227,10 @@ def timeline(
     return replace(info, fps=fps, variable=variable, frames=len(times), duration=len(times) / fps), times
 
 
-def _to_rgb(frame: av.VideoFrame, count: int) -> np.ndarray:
-    """One decoded picture as (H, W, 3) uint8 RGB, not rotated; transparency lies on white, as browsers show it."""
-    transparent = any(component.is_alpha for component in frame.format.components)
-    try:
-        # PyAV would forget the range of full-range video unless it is told again.
-        rgba = frame.to_ndarray(format="rgba" if transparent else "rgb24", src_color_range=frame.color_range, threads=1)
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-        raise MediaError(f"has pixels in a format that cannot be converted ({frame.format.name})", count) from error
-    if not transparent:
-        return rgba
-    colour, alpha = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
-    if alpha.min() == 255:
-        return np.ascontiguousarray(colour)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def read_frames(
+def read_pictures(
     path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds: float | None = None
-) -> Iterator[tuple[float, np.ndarray]]:
-    """Decode a video in display order, one frame in memory at a time.
+) -> Iterator[tuple[float, Picture]]:
+    """Decode a video in display order, one frame in memory at a time, whose pixels are made when asked for.
 
     Args:
         path: video file.
@@ -264,17 +238,24 @@ def read_frames(
         max_side: pixels; a larger picture, declared or decoded, is refused before it is allocated.
         max_seconds: limit of this process's computing time for the file (not wall-clock time, so that a busy machine
             refuses no more than an idle one), checked between packets; None for no limit.
-    Yields: (seconds since the first frame, (H, W, 3) uint8 RGB). Rotated as the metadata asks; pixels may be oblong
-        (`VideoInfo.sar`, squared by `vw2.media.resize`). Where the file gives no time it is nan.
+    Yields: (seconds since the first frame, picture). Where the file gives no time it is nan.
     Raises: MediaError with the reason and the number of frames that came out; FileNotFoundError.
     """
     with _open(path, max_side, threads) as (container, stream):
-        first = None
+        first, scaler = None, VideoReformatter()
         for count, frame in enumerate(_decode(container, stream, max_side, max_seconds)):
             seconds = math.nan if frame.time is None else float(frame.time)
             first = seconds if first is None else first
-            picture = np.rot90(_to_rgb(frame, count), _quarter_turns(frame))
-            yield seconds - first, np.ascontiguousarray(picture)
+            yield seconds - first, Picture(frame, count, scaler)
+
+
+def read_frames(path: Path, **limits: Any) -> Iterator[tuple[float, np.ndarray]]:
+    """As `read_pictures`, with pixels: (seconds since the first frame, (H, W, 3) uint8 RGB).
+
+    Rotated as the metadata asks; pixels may be oblong (`VideoInfo.sar`, squared by `vw2.media.resize`).
+    """
+    for seconds, picture in read_pictures(path, **limits):
+        yield seconds, picture.rgb()
 
 
 def read_image(path: Path, *, max_side: int = MAX_SIDE, formats: Sequence[str] | None = None) -> np.ndarray:

@@ -22,7 +22,8 @@ import polars as pl
 
 from vw2.console import UserError, progress
 from vw2.data.manifest import Entry, Refused, locate
-from vw2.data.pool import Failure, run_resumable
+from vw2.data.pool import Failure
+from vw2.data.ranks import run_shared, share
 from vw2.media.decode import MediaError
 from vw2.scratch import atomic_file
 
@@ -65,7 +66,7 @@ class IngestConfig:
 
 
 def from_record(record: dict[str, Any]) -> Entry | Refused:
-    """The JSON form that `run_resumable` remembers -> Entry or Refused."""
+    """The JSON form that `run_shared` remembers -> Entry or Refused."""
     return Refused(**record) if "reason" in record else Entry(**record)
 
 
@@ -159,8 +160,8 @@ def inspect_all(
     # The worker's own limit, in computing time, comes first and tells how many frames came out; the pool's, in
     # wall-clock time, kills what hangs.
     limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(len(jobs), title) as bar:
-        for name, record in run_resumable(inspect, jobs, work / "entries", **limits):
+    with progress(share(len(jobs)), title) as bar:
+        for name, record in run_shared(inspect, jobs, work / "entries", **limits):
             if isinstance(record, Failure):
                 yield Refused(jobs[name].path, record.reason)
             else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,10 +108,10 @@ def make_ids(files: list[str]) -> dict[str, str]:
     for file in files:
         stem = Path(file).with_suffix("").as_posix().replace("/", "__")
         plain[file] = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".-")[:100] or "video"
-    taken = list(plain.values())
+    taken = Counter(plain.values())
     ids = {}
     for file, name in plain.items():
-        if taken.count(name) > 1 or len(name) == 100:
+        if taken[name] > 1 or len(name) == 100:
             name = f"{name[:90]}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
         ids[file] = name
     return ids
