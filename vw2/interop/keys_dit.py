@@ -63,7 +63,7 @@ def _swap(key: str, rules: dict[str, str]) -> str | None:
 
 
 def _translate(key: str, flat: dict[str, str], blocks: tuple[str, str], inner: dict[str, str]) -> str | None:
-    """A name by the rules `flat`, or, in a block, by `inner`; `blocks`: what the list of blocks is called on both sides."""
+    """A name by the rules `flat`, or, in a block, by `inner`; `blocks`: both sides' names of the list of blocks."""
     if not key.startswith(blocks[0]):
         return _swap(key, flat)
     number, _, below = key[len(blocks[0]) :].partition(".")

@@ -1,4 +1,4 @@
-"""Causal attention over time for the VDM: one mask, several ways to compute it, put into diffusers' blocks as processors.
+"""Causal attention over time for the VDM: one mask, several ways to compute it, processors for diffusers' blocks.
 
 Keys stand in order of time, so what a latent frame may see is always a prefix of them: a mask is one number of keys per
 latent frame. Every way to attend (`ATTENTION`) and the cache of past keys start from these numbers.
@@ -33,10 +33,13 @@ class Mask:
     per_frame: int
     counts: tuple[int, ...]
 
+    def limits(self, device: torch.device | str) -> Tensor:
+        """(frames P,) how many keys each query sees."""
+        return torch.tensor(self.counts, device=device).repeat_interleave(self.per_frame)
+
     def dense(self, keys: int, device: torch.device | str = "cpu") -> Tensor:
         """(frames P, S) bool, True where a query may look."""
-        counts = torch.tensor(self.counts, device=device).repeat_interleave(self.per_frame)
-        return torch.arange(keys, device=device) < counts[:, None]
+        return torch.arange(keys, device=device) < self.limits(device)[:, None]
 
 
 def seen_frames(start: int, frames: int, per_frame: int, sight: Sight = "causal") -> Mask:
@@ -96,12 +99,12 @@ def slices(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
 @lru_cache(maxsize=16)
 def block_mask(mask: Mask, keys: int, device: torch.device) -> BlockMask:
     """The mask for FlexAttention: blocks seen in full, blocks seen in part, the rest left out."""
-    counts = torch.tensor(mask.counts, device=device)
-    queries = mask.per_frame * len(mask.counts)
+    limits = mask.limits(device)
+    queries = len(limits)
     begin = torch.arange(0, queries, BLOCK, device=device)  # first query of each block of queries
-    end = (begin + BLOCK - 1).clamp(max=queries - 1)
-    least, most = counts[begin // mask.per_frame], counts[end // mask.per_frame]
-    full, touched = least // BLOCK, (most + BLOCK - 1) // BLOCK
+    end = begin + BLOCK - 1
+    full = (limits[begin] // BLOCK) * (end < queries)  # a block that juts out is never taken as full
+    touched = (limits[end.clamp(max=queries - 1)] + BLOCK - 1) // BLOCK
     index = torch.arange((keys + BLOCK - 1) // BLOCK, device=device).expand(len(begin), -1)
     rows = lambda x: x[None, None].to(torch.int32).contiguous()  # noqa: E731  for any batch and head
     return BlockMask.from_kv_blocks(
@@ -110,7 +113,7 @@ def block_mask(mask: Mask, keys: int, device: torch.device) -> BlockMask:
         rows(full),
         rows(index),
         BLOCK_SIZE=BLOCK,
-        mask_mod=lambda batch, head, q, k: k < counts[q // mask.per_frame],
+        mask_mod=lambda batch, head, q, k: k < limits[q],
         seq_lengths=(queries, keys),
     )
 

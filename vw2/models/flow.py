@@ -53,7 +53,7 @@ def add_noise(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
 
 
 def noised(time: Tensor, frames: int) -> Tensor:
-    """(B, 1, L, 1, 1) weight of the loss: 0 on clean frames, which have nothing to be denoised; mean 1 behind the first.
+    """(B, 1, L, 1, 1) weight of the loss, mean 1: 0 on clean frames, which have nothing to be denoised.
 
     Args:
         time: (B,) or (B, L).
