@@ -40,8 +40,8 @@ class BackendConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the VDM's weights; the VAE stays in float32
     device_map: Literal["auto"] | None = None  # auto: spread over GPUs, CPU and `offload`, to render with
     offload: str | None = None  # folder for weights that fit nowhere else
-    # cosmos: zeros fill the context up to this many tokens, under no masks (release: 512); 0 = one learned token in front
-    # of the codes, masks as dldm.self_attention and dldm.cross_attention say
+    # cosmos: zeros fill the context up to this many tokens, under no masks (release: 512); 0 = one learned token in
+    # front of the codes, masks as dldm.self_attention and dldm.cross_attention say
     tokens: int = 0
     guardrail: bool = True  # checks instruction and rendered frames where the licence asks for it
 
