@@ -376,6 +376,16 @@ def test_wan_checkpointing_changes_no_gradient(folders):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_weights_spread_over_devices_are_the_same_weights(kind, folders, tmp_path):
+    """Here there is but one device; what is spread still goes through accelerate's hooks."""
+    config, folder = folders[kind]
+    spread = load_backend(dataclasses.replace(config, device_map="auto", offload=str(tmp_path)), folder)
+    known = state(spread)
+    assert torch.equal(spread.vdm(**known), load_backend(config, folder).vdm(**known))
+
+
+@torch.no_grad()
 def test_wan_in_bfloat16(folders):
     config, folder = folders["wan"]
     pair = load_backend(dataclasses.replace(config, dtype="bfloat16"), folder)
