@@ -1,10 +1,12 @@
 """Block slices against a dense mask, forward and backward: `python -m benchmarks.attention`.
 
-Both take turns in one run, and what counts is the ratio of their best times (a shared machine only ever adds time).
+Both take turns in one run, and what counts is the ratio of their least processor times, which other programs on the
+machine disturb little.
 Rows: attention alone (self-attention over latent frames and cross-attention to code steps) and the whole VDM.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +42,11 @@ SIZES = {
 }
 
 
-def attend(way: str, size: Size, mask: Mask, keys: int) -> list[torch.Tensor]:
-    """Result and gradients of one masked attention."""
+Work = Callable[[], list[torch.Tensor]]  # one forward and backward: results and gradients
+
+
+def attend(way: str, size: Size, mask: Mask, keys: int) -> Work:
+    """One masked attention."""
     rng = torch.Generator().manual_seed(0)
     numbers = (size.per_frame * size.frames, keys, keys)
     shapes = [(size.batch, size.heads, n, size.head_width) for n in numbers]
@@ -57,8 +62,8 @@ def attend(way: str, size: Size, mask: Mask, keys: int) -> list[torch.Tensor]:
     return once
 
 
-def denoise(way: str, size: Size) -> list[torch.Tensor]:
-    """Velocity of the VDM and the gradient that reaches the codes."""
+def denoise(way: str, size: Size) -> Work:
+    """The VDM; its velocity, and the gradient that reaches the codes."""
     torch.manual_seed(0)
     config = VDMConfig(size.heads, size.head_width, size.layers, prediction="velocity")
     vdm = CosmosVDM(config.cosmos(LATENT))
@@ -77,14 +82,14 @@ def denoise(way: str, size: Size) -> list[torch.Tensor]:
     return once
 
 
-def compare(work: dict[str, callable], rounds: int) -> tuple[dict[str, float], float]:
-    """Best seconds of each, and the largest difference of their results as a share of the largest number."""
+def compare(work: dict[str, Work], rounds: int) -> tuple[dict[str, float], float]:
+    """Least processor seconds of each, and the largest difference of their results as a share of the largest number."""
     best, results = dict.fromkeys(work, float("inf")), {name: once() for name, once in work.items()}
     for _ in range(rounds):
         for name, once in work.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             once()
-            best[name] = min(best[name], time.perf_counter() - begin)
+            best[name] = min(best[name], time.process_time() - begin)
     pairs = zip(results["dense"], results["slices"], strict=True)
     return best, max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs)
 

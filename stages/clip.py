@@ -2,18 +2,20 @@
 
 In:  data/manifest.parquet and the videos it names; params groups clip, splits (and seed, for the record).
 Out: data/clips: frames-*.npy (uint8 (S, H, W, 3) shards of up to 256 MiB), index.parquet (one row per clip; see
-     vw2/data/shards.py), clips.json (the parameters), quarantine.parquet (videos too short for a clip);
-     metrics/clip.json, plots/clip.png (the first clip of each task).
+     vw2/data/shards.py), clips.json (the parameters), stretches.parquet (cuts, still and black stretches of the videos,
+     seconds), quarantine.parquet (videos too short for a clip); metrics/clip.json, plots/clip.png (the first clip of
+     each task).
 Rate: output frame j is source frame floor(j * source_fps / clip.fps + 1e-9); by time stamps where the rate varies.
 A part of a file (start, stop) is cut from it to the frame, without seeking.
-Neighbouring clips share one frame; the tail of a video is padded by its last frame and marked in the index.
-Time and memory: 640 videos of 64x64 in half a minute on two cores, 0.5 GiB. Interrupted runs continue file by file.
+Neighbouring clips share one frame; the tail of a video is padded by its last frame and marked in the index. Where cuts
+or stretches are dropped, each unbroken part of a video becomes a video of its own, <id>#1, <id>#2, ...
+Time and memory: 640 videos of 64x64 in half a minute on two cores, 0.5 GiB. Interrupted runs continue file by file;
+under `torchrun` or `accelerate launch` the ranks share the files (vw2/data/ranks.py).
 Tiny run: python -m stages.preset smoke && python -m stages.ingest && python -m stages.clip
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import UserError, console, progress, run, table
 from vw2.data import guards, manifest
-from vw2.data.clips import ClipConfig, cut_file
+from vw2.data.clips import ClipConfig
+from vw2.data.cutting import CutJob, Part, cut, stretch_figures, stretch_table
 from vw2.data.manifest import Refused
-from vw2.data.pool import Failure, run_resumable, worker_count
+from vw2.data.overview import histogram, kind, taken
+from vw2.data.pool import Failure, worker_count
+from vw2.data.ranks import helps, run_shared, share
 from vw2.data.shards import ClipStore, write_shards
-from vw2.media.decode import MediaError
 from vw2.media.sheet import write_sheet
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -41,35 +45,6 @@ ROOT = Path(__file__).parents[1]
 SHEET_ROWS = 24  # most tasks on the contact sheet
 
 
-@dataclass(frozen=True)
-class CutJob:
-    """One file to cut: its rows of the manifest, the clip parameters and the folder for raw frames."""
-
-    rows: Sequence[Mapping[str, Any]]
-    config: ClipConfig
-    raw: Path
-
-
-def cut(job: CutJob) -> dict[str, Any]:
-    """Write the frames of a file's videos; id -> {"frames": F}, or path and reason if it gives no clip."""
-    path, config = manifest.locate(job.rows[0]["path"]), job.config
-    if not path.is_file() or manifest.content_hash(path) != job.rows[0]["hash"]:
-        raise UserError(f"{path} is not the file that was ingested any more; run `dvc repro -f ingest`")
-    try:
-        counts = dict(cut_file(path, job.rows, config, job.raw))
-    except MediaError as error:
-        return {row["id"]: asdict(Refused(row["path"], str(error))) for row in job.rows}
-    results = {}
-    for row in job.rows:
-        count, part = counts[row["id"]], "" if row["start"] is None else f"(part {row['id']}) "
-        results[row["id"]] = {"frames": count}
-        if count < config.min_frames:
-            (job.raw / f"{row['id']}.u8").unlink()
-            reason = f"is too short for a clip: {count} frames at {config.fps:g} fps, {config.min_frames} needed"
-            results[row["id"]] = asdict(Refused(row["path"], part + reason))
-    return results
-
-
 def cut_all(frame: pl.DataFrame, config: ClipConfig, work: Path, workers: int) -> dict[str, dict[str, Any]]:
     """The result of `cut` for every video id."""
     raw = work / "raw"
@@ -77,8 +52,8 @@ def cut_all(frame: pl.DataFrame, config: ClipConfig, work: Path, workers: int) -
     groups = frame.partition_by("path", maintain_order=True)  # a file that holds several videos is decoded once
     jobs = {group["id"][0]: CutJob(group.to_dicts(), config, raw) for group in groups}
     results = {}
-    with progress(len(jobs), "cut files") as bar:
-        for name, result in run_resumable(cut, jobs, work / "records", workers=workers):
+    with progress(share(len(jobs)), "cut files") as bar:
+        for name, result in run_shared(cut, jobs, work / "records", workers=workers):
             if isinstance(result, Failure):
                 result = {row["id"]: asdict(Refused(row["path"], result.reason)) for row in jobs[name].rows}
             results |= result
@@ -86,20 +61,31 @@ def cut_all(frame: pl.DataFrame, config: ClipConfig, work: Path, workers: int) -
     return results
 
 
+def parts(result: dict[str, Any]) -> list[Part]:
+    """What is kept of a video."""
+    return [Part(*part) for part in result.get("parts", [])]
+
+
 def summary(frame: pl.DataFrame, index: pl.DataFrame, config: ClipConfig, results: dict) -> dict[str, float]:
-    """Numbers for metrics/clip.json."""
-    lengths = [result["frames"] for result in results.values() if "frames" in result]
-    upsampled = frame.filter(pl.col("id").is_in(index["video"].unique().to_list()) & (pl.col("fps") < config.fps))
+    """Numbers for metrics/clip.json; fps.* and size.* count the videos cut, as they were before."""
+    kept = {name: result for name, result in results.items() if "frames" in result}
+    frames = sum(part.frames for result in kept.values() for part in parts(result))
+    videos = frame.filter(pl.col("id").is_in(list(kept)))
     values = {
-        "videos": len(lengths),
-        "refused": len(results) - len(lengths),
+        "videos": len(kept),
+        "segments": index.filter(pl.col("segment") > 0)["video"].n_unique(),
+        "refused": len(results) - len(kept),
         "clips": len(index),
         "padded_clips": len(index.filter(pl.col("valid") < config.frames)),
-        "frames": sum(lengths),
-        "hours": sum(lengths) / config.fps / 3600,
-        "upsampled_videos": len(upsampled),  # slower than clip.fps: their frames repeat
+        "frames": frames,
+        "hours": frames / config.fps / 3600,
+        "dropped_seconds": (sum(result["frames"] for result in kept.values()) - frames) / config.fps,
+        "upsampled_videos": len(videos.filter(pl.col("fps") < config.fps)),  # slower than clip.fps: their frames repeat
         "bytes": sum(file.stat().st_size for file in CLIPS.glob("*.npy")),
     }
+    values |= stretch_figures(pl.read_parquet(CLIPS / "stretches.parquet")) | taken(videos)
+    reasons = histogram(kind(result["reason"]) for result in results.values() if "reason" in result)
+    values |= {f"refused_for.{reason}": count for reason, count in reasons.items()}
     return values | {f"split.{split}": count for split, count in index["split"].value_counts().iter_rows()}
 
 
@@ -122,27 +108,36 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     table("clip", asdict(config) | {"seconds per clip": (config.frames - 1) / config.fps, "videos": len(frame)})
     # The manifest holds the hash of every video, so it stands for all of them.
     work = scratch_dir("clip", fingerprint(asdict(config), [MANIFEST], import_closure(Path(__file__), ROOT)))
+    if helps():  # rank 0 writes the outputs
+        cut_all(frame, config, work, workers)
+        return
     start = time.perf_counter()
     with runtime("clip") as rates:
         results = cut_all(frame, config, work, workers)
         refused = [Refused(**result) for result in results.values() if "reason" in result]
-        videos = [
-            (name, split, task, work / "raw" / f"{name}.u8", results[name]["frames"])
-            for name, split, task in frame.select("id", "split", "task").iter_rows()
-            if "frames" in results[name]
-        ]
+        videos, segments, sources = [], {}, {}
+        for name, split, task, source in frame.select("id", "split", "task", "source").iter_rows():
+            for part in parts(results[name]):
+                sources[part.id] = source
+                videos.append((part.id, split, task, work / "raw" / f"{name}.u8", part.frames))
+                if part.segment:
+                    segments[part.id] = (part.segment, part.start)
         if not videos:
             first = min(refused, key=lambda each: each.path)
             raise UserError(f"none of {len(frame)} videos gives a clip; the first, {first.path}, {first.reason}")
+        weights = manifest.source_weights(frame, [manifest.source_of(part) for part in sources])
         with atomic_dir(CLIPS) as temporary:
-            index = write_shards(temporary, videos, asdict(config))
+            index = write_shards(
+                temporary, videos, asdict(config) | {"weights": weights}, sources=sources, segments=segments
+            )
+            stretch_table(results, config.fps).write_parquet(temporary / "stretches.parquet")
             if not shared.near_duplicates:
                 guards.check_duplicates(ClipStore(temporary))
             manifest.write_quarantine(temporary / "quarantine.parquet", refused)
         draw(ClipStore(CLIPS))
         figures = summary(frame, index, config, results)
         rates["frames_per_second"] = figures["frames"] / (time.perf_counter() - start)
-    write_metrics("clip", figures, seed=values["seed"], n=len(videos))
+    write_metrics("clip", figures, seed=values["seed"], n=int(figures["videos"]))
     table("cut", figures)
     if refused:
         console.print(f"{len(refused)} videos gave no clip; see {CLIPS / 'quarantine.parquet'}", markup=False)

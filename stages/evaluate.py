@@ -60,10 +60,15 @@ def read_video(path: Path, like: np.ndarray) -> np.ndarray:
 
 
 def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[str, int, str | None]]]:
-    """Test video -> (name, sample, file) of what is judged beside it; the file is None for what needs none."""
+    """Test video -> (name, sample, file) of what is judged beside it; the file is None for what needs none.
+
+    Sources of a mixture from which nothing was rolled out (ar.sources) are left out.
+    """
     known = set(store.videos())
     free = [(CEILING, 0, None), (COPY, 0, None)]
-    work = {video: list(free) for video in store.videos(split="test")}
+    rolled = store.index.filter(pl.col("video").is_in(rollouts["video"].unique().implode()))
+    sources = rolled["source"].unique().to_list() or store.index["source"].unique().to_list()
+    work = {video: list(free) for video in store.videos(split="test", source=sources)}
     for name, video, sample, path in rollouts.sort("name", "video", "sample").iter_rows():
         if video in known:
             work.setdefault(video, list(free)).append((name, sample, path))
@@ -96,7 +101,8 @@ def main(
     place = paths(variant)
     stage, out = f"{place.metrics_prefix}evaluate", OUT if variant == "vw2" else place.rollout.with_name(OUT.name)
     start(compute, seed)
-    store, about = ClipStore(CLIPS), {row["id"]: row for row in manifest.read(MANIFEST).iter_rows(named=True)}
+    store = ClipStore(CLIPS)
+    about = {row["id"]: row for row in manifest.read(MANIFEST, store.videos()).iter_rows(named=True)}
     work = list_work(benchmark.read_rollouts(place.rollout), store)
     classifier = load_classifier(CLASSIFIER)
     if classifier is None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fake_world
@@ -19,6 +19,7 @@ from stages import clip as clip_stage
 from stages import ingest as ingest_stage
 from vw2.console import UserError
 from vw2.data import manifest
+from vw2.data.clips import ClipConfig
 from vw2.data.shards import ClipStore
 from vw2.data.sources import craft
 from vw2.media.decode import read_frames
@@ -86,7 +87,7 @@ def parameters(folder, **ingest):
         | {"max_side": 8192, "time_limit": 60.0, "camera": None, "frames_fps": 16.0}
         | ingest,
         "splits": {"environments": False, "near_duplicates": True},  # numbered frames look much alike
-        "clip": {"frames": 17, "fps": 16.0, "height": 32, "width": 32, "fit": "cover", "min_frames": 17},
+        "clip": asdict(ClipConfig(frames=17, fps=16.0, height=32, width=32, min_frames=17)),
         "runtime": {"workers": 2},
     }
     (folder / "params.yaml").write_text(json.dumps(groups))

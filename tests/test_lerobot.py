@@ -187,7 +187,8 @@ def test_overlapping_parts_and_whole_files_are_cut_together(tmp_path):
     spans = {"b": (3.0, 6.0), "a": (0.0, 2.0), "c": (1.0, 4.0), "d": (5.97, 99.0), "whole": (None, None)}
     facts = {"fps": 10.0, "variable": False, "sar": 1.0}
     table = [{"id": name, "start": start, "stop": stop, **facts} for name, (start, stop) in spans.items()]
-    counts = dict(cut_file(path, table, ClipConfig(height=48, width=96, fps=10.0), tmp_path))
+    written = cut_file(path, table, ClipConfig(height=48, width=96, fps=10.0), tmp_path)
+    counts = {name: each.frames for name, each in written}
     assert counts == {"a": 20, "b": 30, "c": 30, "d": 0, "whole": 60}
     raw = np.fromfile(tmp_path / "c.u8", np.uint8).reshape(30, 48, 96, 3)
     assert [read_number(each) for each in raw] == list(range(10, 40))

@@ -3,12 +3,12 @@
 The full recordings lie beside the repository; a part of them (tests/fixtures, see its README) is checked everywhere.
 """
 
-import vw2.torchvision_ops  # noqa: F401
-
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+
+import vw2.torchvision_ops  # noqa: F401
 
 import pytest
 import torch

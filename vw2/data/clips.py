@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vw2.media.decode import read_frames
-from vw2.media.resize import Fit, resize_frame
+from vw2.data.stretches import Stretch, StretchConfig, StretchFinder
+from vw2.media.decode import read_pictures
+from vw2.media.picture import Picture, resize_picture
+from vw2.media.resize import Fit
 from vw2.media.segments import read_spans
 
 Frame = TypeVar("Frame")
@@ -27,8 +29,8 @@ DUE = 1e-3  # seconds; Matroska rounds times to a millisecond
 
 
 @dataclass(frozen=True)
-class ClipConfig:
-    """Shape of the clips (VideoWorld 2, sec. 5.1: 93 frames at 16 fps; the miniature is our choice)."""
+class ClipConfig(StretchConfig):
+    """Shape of the clips (VideoWorld 2, sec. 5.1: 93 frames at 16 fps; the miniature is our choice), and cuts."""
 
     frames: int = 17  # T = 1 + 4m, or 2 (one step without temporal compression)
     fps: float = 16.0  # frames per second
@@ -38,6 +40,7 @@ class ClipConfig:
     min_frames: int = 17  # videos shorter than this at the clip rate are refused
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.frames != 2 and (self.frames < 1 + STRIDE or self.frames % STRIDE != 1):
             near = max(1, round((self.frames - 1) / STRIDE)) * STRIDE + 1
             raise ValueError(f"clip.frames must be 1 + 4m (or 2), got {self.frames}; the nearest is {near}")
@@ -47,6 +50,14 @@ class ClipConfig:
             raise ValueError(f"clip.height and clip.width must be positive, got {self.height} and {self.width}")
         if self.min_frames < 2:
             raise ValueError(f"clip.min_frames must be at least 2 (one frame shows no motion), got {self.min_frames}")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A video cut into raw frames: how many, and the cuts, still and black stretches among them."""
+
+    frames: int
+    found: list[Stretch]
 
 
 def source_index(j: int, source_fps: float, fps: float) -> int:
@@ -117,12 +128,12 @@ def cut_video(path: Path, config: ClipConfig, source_fps: float, variable: bool,
     Returns: F, the number of frames written.
     Raises: MediaError if the video breaks.
     """
-    return _write(read_frames(path), config, source_fps, variable, sar, target)
+    return _write(read_pictures(path), config, source_fps, variable, sar, target).frames
 
 
 def cut_file(
     path: Path, rows: Sequence[Mapping[str, Any]], config: ClipConfig, folder: Path
-) -> Iterator[tuple[str, int]]:
+) -> Iterator[tuple[str, Written]]:
     """As `cut_video` for all videos that lie in one file, which is decoded once if they do not overlap.
 
     Args:
@@ -130,12 +141,12 @@ def cut_file(
         rows: rows of the manifest; start None for the whole file.
         config: the clips' rate and size.
         folder: takes a raw file <id>.u8 for each row.
-    Yields: (id, F), the parts of the file in order of time.
+    Yields: (id, what was written), the parts of the file in order of time.
     Raises: MediaError if the video breaks.
     """
     whole = [row for row in rows if row["start"] is None]
     parts = [row for row in rows if row["start"] is not None]
-    streams = [(row, read_frames(path)) for row in whole]
+    streams = [(row, read_pictures(path)) for row in whole]
     spans = [(row["start"], row["stop"]) for row in parts]
     found = ((parts[number], frames) for number, frames in read_spans(path, spans, rows[0]["fps"]))
     for row, frames in chain(streams, found):
@@ -144,25 +155,28 @@ def cut_file(
 
 
 def _write(
-    frames: Iterable[tuple[float, np.ndarray]],
+    frames: Iterable[tuple[float, Picture]],
     config: ClipConfig,
     source_fps: float,
     variable: bool,
     sar: float,
     target: Path,
-) -> int:
-    """Resample and resize frames into a raw file; how many it holds."""
+) -> Written:
+    """Resample and resize frames into a raw file."""
     temporary = target.with_name(f".{target.name}.partial")
-    count, last, scaled = 0, None, None
+    last, scaled, finder = None, None, StretchFinder(config, config.fps)
     try:
         with temporary.open("wb") as stream:
             for frame in resample(frames, source_fps, config.fps, variable):
                 if frame is not last:
                     last = frame
-                    scaled = np.ascontiguousarray(resize_frame(frame, config.height, config.width, config.fit, sar))
+                    scaled = resize_picture(frame, config.height, config.width, config.fit, sar)
+                    scaled = np.ascontiguousarray(scaled)
+                    finder.see(scaled)
+                else:
+                    finder.repeat()
                 stream.write(scaled.data)
-                count += 1
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    return count
+    return Written(finder.frames, finder.finish())

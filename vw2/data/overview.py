@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib.figure import Figure
 
 from vw2.data.manifest import Refused, locate
 from vw2.scratch import atomic_file
@@ -35,7 +34,8 @@ def summary(frame: pl.DataFrame, refused: Sequence[Refused]) -> dict[str, float]
     """Numbers for metrics/ingest.json.
 
     Args:    frame: a manifest; refused: files that were not taken.
-    Returns: videos, tasks, frames, hours, bytes, refused, and dotted counts split.*, refused_for.*, fps.*, size.*.
+    Returns: videos, tasks, frames, hours, bytes, refused, and dotted counts split.*, refused_for.*, fps.*, size.*; of a
+        mixture also videos_of.<source>, and share_of.<source>, how often training on all of it draws from the source.
     """
     values = {
         "videos": len(frame),
@@ -45,18 +45,30 @@ def summary(frame: pl.DataFrame, refused: Sequence[Refused]) -> dict[str, float]
         "bytes": sum(locate(path).stat().st_size for path in frame["path"].unique()),
         "refused": len(refused),
     }
+    groups = {"split": frame["split"], "refused_for": (kind(each.reason) for each in refused)}
+    counts = {f"{group}.{name}": n for group, names in groups.items() for name, n in histogram(names).items()}
+    return values | counts | taken(frame)
+
+
+def taken(frame: pl.DataFrame) -> dict[str, int]:
+    """How many videos of a manifest have which rate and size: dotted counts fps.*, size.*."""
     groups = {
-        "split": frame["split"],
-        "refused_for": (kind(each.reason) for each in refused),
         "fps": (f"{fps:.2f}".rstrip("0").rstrip(".").replace(".", "_") for fps in frame["fps"]),
         "size": (f"{width}x{height}" for width, height in frame.select("width", "height").iter_rows()),
     }
     counts = {f"{group}.{name}": n for group, names in groups.items() for name, n in histogram(names).items()}
-    return values | counts
+    if frame["source"].n_unique() > 1:
+        sources = frame.group_by("source").agg(pl.len().alias("videos"), pl.col("weight").first()).sort("source")
+        counts |= {f"videos_of.{name}": n for name, n in sources.select("source", "videos").iter_rows()}
+        shares = sources.select("source", pl.col("weight") / pl.col("weight").sum())
+        counts |= {f"share_of.{name}": share for name, share in shares.iter_rows()}
+    return counts
 
 
 def write_chart(path: Path, frame: pl.DataFrame) -> None:
     """A PNG: how long the videos are (fig. 9), and how much of them each task is (fig. 10)."""
+    from matplotlib.figure import Figure  # here, so that worker processes that count need not load it
+
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     seconds = (frame["frames"] / frame["fps"]).to_numpy()

@@ -80,12 +80,17 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
-            f"{path} is no file of plain weights ({str(error).splitlines()[0]}); expected .safetensors, or a .pt that "
+            f"{path} is no file of plain weights ({first_line(error)}); expected .safetensors, or a .pt that "
             "torch.load(weights_only=True) reads; download it again or save its state dict"
         ) from None
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}, expected a dictionary of tensors; save its state dict")
     return flatten(tree)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, CodeStore, write_codes
+from vw2.interop.checkpoints import first_line
 from vw2.scratch import atomic_dir, atomic_file
 
 
@@ -43,7 +44,7 @@ def read_release_codes(path: Path, steps: int, queries: int, codebook: int) -> d
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
-            f"{path} is no file of plain tensors ({str(error).splitlines()[0]}); expected a dictionary of code tensors"
+            f"{path} is no file of plain tensors ({first_line(error)}); expected a dictionary of code tensors"
         ) from None
     if not isinstance(tree, Mapping) or not tree:
         raise UserError(f"expected {path} to hold codes by video, got a {type(tree).__name__}; check the file")

@@ -96,7 +96,7 @@ def slices(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     return torch.cat([scaled_dot_product_attention(q, key[:, :, :n], value[:, :, :n]) for q, n in seen], dim=2)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def block_mask(mask: Mask, keys: int, device: torch.device) -> BlockMask:
     """The mask for FlexAttention: blocks seen in full, blocks seen in part, the rest left out."""
     limits = mask.limits(device)

@@ -158,7 +158,7 @@ class SpaceDown(nn.Module):
 
 
 class TimeDown(nn.Module):
-    """1 + 2 m frames -> 1 + m: a strided causal convolution plus the mean of pairs, the first frame paired with itself."""
+    """1 + 2 m frames -> 1 + m: a strided causal convolution plus the mean of pairs, frame 0 with itself."""
 
     def __init__(self, channels: int):
         super().__init__()

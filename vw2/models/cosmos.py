@@ -117,6 +117,10 @@ class CosmosVDM(nn.Module):
         if config.prediction == "change" and transformer is None:
             nn.init.zeros_(self.transformer.proj_out.weight)  # at first it copies the first frame
 
+    def fresh(self) -> "CosmosVDM":
+        """The same network with random weights."""
+        return CosmosVDM(self.config)
+
     @classmethod
     def load(cls, source: str, revision: str | None = None, *, tokens: int = 512, attention: str = "full", **options):
         """Pretrained weights (safetensors) in diffusers' format.

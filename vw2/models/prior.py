@@ -105,6 +105,7 @@ class VideoVAE(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.net = config.network()
+        self.latent, self.side = config.latent, SIDE
         cell = 3 * PATCH * SIDE**2  # numbers in a block
         self.register_buffer("basis", torch.zeros(cell, config.latent))
         self.register_buffer("centre", torch.zeros(cell))

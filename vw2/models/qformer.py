@@ -1,7 +1,8 @@
 """Q-former: learnable queries that read from the features what happened in each step (VideoWorld 2, sec. 3.2, Alg. 1).
 
-Two views of the features: step k sees the frames f_0 .. f_k (`prefix`, the paper), or f_(k-1) and f_k alone (`adjacent`,
-the release). Nothing tells the queries when a frame was: time is what the causal encoder wrote into the features.
+Two views of the features: step k sees the frames f_0 .. f_k (`prefix`, the paper), or f_(k-1) and f_k alone
+(`adjacent`, the release). Nothing tells the queries when a frame was: time is what the causal encoder wrote into the
+features.
 
 Legend: B batch, C width, L latent frames, K = L - 1 steps, N queries a step, S pixels of a frame.
 """

@@ -2,8 +2,8 @@
 
 Legend: B batch, T frames, H W pixels, L latent frames, K = L - 1 steps, N queries a step, G code digits, C feature
 width, h w feature pixels, D width of the VDM's context. T = 1 + 4 m; 93 frames of 240x416 give 23 steps of 15x26.
-Source: VideoWorld 2, sec. 3 and Alg. 1, and the authors' release (`TokenizerConfig()` is the release; the paper differs in
-`view` alone).
+Source: VideoWorld 2, sec. 3 and Alg. 1, and the authors' release (`TokenizerConfig()` is the release; the paper differs
+in `view` alone).
 """
 
 from dataclasses import dataclass
@@ -51,8 +51,8 @@ class TokenizerConfig:
         count, space, time = len(self.multipliers), halvings(self.space, self.patch), halvings(self.time, self.patch)
         if min(space, time) < 0 or sum(space_ups(count, space, time)) != space or sum(time_ups(count, time)) != time:
             raise ValueError(
-                f"{count} multipliers cannot compress patches of {self.patch} to space {self.space} and time {self.time}; "
-                "add multipliers or change patch"
+                f"{count} multipliers cannot compress patches of {self.patch} to space {self.space} and time "
+                f"{self.time}; add multipliers or change patch"
             )
         if self.width % (2 * self.query_heads):
             raise ValueError(f"the width {self.width} must be a multiple of {2 * self.query_heads}; change channels")
