@@ -25,8 +25,26 @@ from vw2.models.wan_vae import WanVAE
 
 FRAMES, HEIGHT, WIDTH = 93, 480, 832  # the VDM's clip
 SMALL = (240, 416)  # the tokenizer's (release)
+CONTROL = 3  # copied blocks (release)
 BATCH, STEPS = 128, 100_000  # VideoWorld 2, table 4
 GIB, STATES = 2**30, 12  # bytes of AdamW per parameter: fp32 weight and two fp32 moments
+
+
+TEXT = f"""\
+# One joint step of the paper's configuration, planned
+
+Made by `python -m benchmarks.plan` on the meta device. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; tokenizer at
+{SMALL[0]}x{SMALL[1]} (release) with prefix queries; block-causal VDM of Cosmos-Predict2 2B; control branch of
+{CONTROL} blocks (release). Memory in GiB. Kept: what autograd holds for the backward pass of one clip, in bfloat16,
+with fused attention; checkpointed: every block of VDM and control branch is computed again in the backward pass.
+
+{{rows}}
+
+- Weights, gradients and AdamW: {{states}} GiB on one GPU; with one clip {{alone}} GiB, checkpointed {{alone_less}} GiB.
+  Sharded over 8 GPUs (FSDP) with a clip on each: {{shared}} GiB each, checkpointed {{shared_less}} GiB.
+  Not in it: the passing tensors of one layer, the VAE's among them, and what the libraries reserve.
+- A clip costs {{clip}} TFLOP checkpointed, {{plain}} without. A step of {BATCH} clips (table 4) is {{step}} PFLOP;
+  {STEPS:,} steps take {{hours}} GPU hours at an assumed {{tflops}} TFLOP/s (`--tflops`)."""
 
 
 class Fused(TorchFunctionMode):
@@ -190,33 +208,24 @@ def report(parts: list[Part], tflops: float) -> str:
     line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
     states, kept, less = total("states"), total("kept"), total("kept_checkpointed")
     clip = total("forward") + total("backward") + total("again")
-    hours = BATCH * STEPS * clip / (tflops * 1e12) / 3600
-    need = lambda gpus, memory: gib(states / gpus + memory)  # noqa: E731
-    return "\n".join(
-        [
-            "# One joint step of the paper's configuration, planned",
-            "",
-            f"Made by `python -m benchmarks.plan` on the meta device. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; tokenizer",
-            f"at {SMALL[0]}x{SMALL[1]} (release) with prefix queries; block-causal VDM of Cosmos-Predict2 2B; control branch of 3",
-            "blocks (release). Memory in GiB. Kept: what autograd holds for the backward pass of one clip, in bfloat16, with fused",
-            "attention; checkpointed: every block of VDM and control branch is computed again in the backward pass.",
-            "",
-            line(head),
-            line(["---"] + ["---:"] * (len(head) - 1)),
-            *map(line, rows),
-            "",
-            f"- Weights, gradients and AdamW: {gib(states)} GiB on one GPU; with one clip {need(1, kept)} GiB, checkpointed",
-            f"  {need(1, less)} GiB. Sharded over 8 GPUs (FSDP) with a clip on each: {need(8, kept)} GiB, checkpointed {need(8, less)} GiB each.",
-            "  Not in it: the passing tensors of one layer, and what the libraries reserve.",
-            f"- A clip costs {tera(clip)} TFLOP checkpointed, {tera(clip - total('again'))} without. A step of {BATCH} clips (table 4) is",
-            f"  {BATCH * clip / 1e15:,.0f} PFLOP; {STEPS:,} steps take {hours:,.0f} GPU hours at an assumed {tflops:g} TFLOP/s (`--tflops`).",
-        ]
-    )  # fmt: skip
+    return TEXT.format(
+        rows="\n".join([line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]),
+        states=gib(states),
+        alone=gib(states + kept),
+        alone_less=gib(states + less),
+        shared=gib(states / 8 + kept),
+        shared_less=gib(states / 8 + less),
+        clip=tera(clip),
+        plain=tera(clip - total("again")),
+        step=f"{BATCH * clip / 1e15:,.0f}",
+        hours=f"{BATCH * STEPS * clip / (tflops * 1e12) / 3600:,.0f}",
+        tflops=f"{tflops:g}",
+    )
 
 
 def main(tflops: float = typer.Option(400.0, help="Sustained speed of one GPU, TFLOP/s.")) -> None:
     """Print the plan in Markdown."""
-    print(report([tokenizer_part(), *vdm_parts(3), vae_part()], tflops))
+    print(report([tokenizer_part(), *vdm_parts(CONTROL), vae_part()], tflops))
 
 
 if __name__ == "__main__":

@@ -47,13 +47,11 @@ CONTROL, CONTROL_KEYS = 240_494_368, 97  # the authors' count has a last layer t
 HIGHEST = 80 / 81  # t of sigma 80
 
 
-class Constant(nn.Module):
-    """A hint embedding that gives the recorded one."""
-
-    before = False
+class Recorded(MLPHint):
+    """The release's hint with the recorded embedding."""
 
     def __init__(self, value):
-        super().__init__()
+        nn.Module.__init__(self)
         self.value = value
 
     def forward(self, latents):
@@ -88,7 +86,7 @@ def test_first_block_from_the_committed_part():
     state, io = load_file(PART), recorded()
     vdm = CosmosVDM(CosmosConfig(layers=1, **TINY))
     branch = ControlBranch(ControlConfig(blocks=1, weight=0.5, hint="mlp", own_time=True), vdm)
-    branch.hint = Constant(io["encoded_hint_T_H_W_B_D"].flatten(0, 2).transpose(0, 1))
+    branch.hint = Recorded(io["encoded_hint_T_H_W_B_D"].flatten(0, 2).transpose(0, 1))
     branch.load_state_dict(from_release({k: v for k, v in state.items() if k.startswith("net_ctrl.")}).control)
     (residual,) = branch(vdm, *inputs(), io["x"])
     close(residual, io["ctrl_block0"].flatten(1, 3))

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 
+import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan

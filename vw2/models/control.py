@@ -9,7 +9,9 @@ token.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vw2.models.layers import zero
+
+Block = Callable[[Tensor], Tensor]  # a transformer block with all that it is told in this pass
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,6 @@ def patches(latents: Tensor, side: int) -> Tensor:
 class LinearHint(nn.Linear):
     """One linear map, added before the first block (our choice)."""
 
-    before = True  # added before the first block, else after it
-
     def __init__(self, vdm: nn.Module):
         super().__init__(vdm.latent * vdm.patch**2, vdm.width)
         self.patch = vdm.patch
@@ -48,11 +50,14 @@ class LinearHint(nn.Linear):
         """(B, C, L, h, w) -> (B, L P, width)."""
         return super().forward(patches(latents, self.patch))
 
+    def through(self, block: Block, hidden: Tensor, latents: Tensor) -> Tensor:
+        """The first block with the hint, (B, L P, width) -> the same."""
+        return block(hidden + self(latents))
+
 
 class MLPHint(nn.Module):
     """Latents filled up to 128 channels, a padding mask of zeros, a linear map, a narrow MLP of 8 layers (release)."""
 
-    before = False
     channels = 128 + 1
     narrow = (16, 16, 32, 32, 96, 96, 256)
 
@@ -69,6 +74,10 @@ class MLPHint(nn.Module):
         filled = pad(latents, (0, 0) * 3 + (0, self.channels - latents.shape[1]))
         return self.mlp(self.embed(patches(filled, self.patch)))
 
+    def through(self, block: Block, hidden: Tensor, latents: Tensor) -> Tensor:
+        """The first block, and behind it the hint, (B, L P, width) -> the same."""
+        return block(hidden) + self(latents)
+
 
 HINTS = {"linear": LinearHint, "mlp": MLPHint}
 
@@ -81,6 +90,11 @@ class ControlBranch(nn.Module):
         super().__init__()
         if not 0 < config.blocks <= len(vdm.blocks):
             raise ValueError(f"dldm.control.blocks must lie in 1..{len(vdm.blocks)}, the VDM's, got {config.blocks}")
+        if config.own_time and not hasattr(vdm, "time_embed"):
+            raise ValueError(
+                f"dldm.control.own_time true needs a VDM that lets it be replaced, got {type(vdm).__name__}; "
+                "set it to false"
+            )
         self.weight = config.weight
         # copies look at the same layout of frames as the VDM's blocks
         own = lambda part: copy.deepcopy(part, {id(vdm.layout): vdm.layout})  # noqa: E731
@@ -110,10 +124,9 @@ class ControlBranch(nn.Module):
         """
         clock = {} if self.time_embed is None else {"time_embed": self.time_embed}
         hidden, run = vdm.begin(noisy, time, first, tokens, self.patch_embed, **clock)
-        steer, residuals = self.hint(hint.detach()), []
-        for number, (block, out) in enumerate(zip(self.blocks, self.zero, strict=True)):
-            first_block = number == 0
-            hidden = run(block, hidden + steer if first_block and self.hint.before else hidden)
-            hidden = hidden + steer if first_block and not self.hint.before else hidden
+        hidden = self.hint.through(partial(run, self.blocks[0]), hidden, hint.detach())
+        residuals = [self.weight * self.zero[0](hidden)]
+        for block, out in zip(self.blocks[1:], self.zero[1:], strict=True):
+            hidden = run(block, hidden)
             residuals.append(self.weight * out(hidden))
         return residuals

@@ -4,6 +4,8 @@ Both are diffusers' AutoencoderKLWan with other numbers, read from the model's o
 latent frames (1 + (T-1)/4), C latent channels, h w latent pixels.
 """
 
+import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
+
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
