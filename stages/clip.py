@@ -9,7 +9,8 @@ Rate: output frame j is source frame floor(j * source_fps / clip.fps + 1e-9); by
 A part of a file (start, stop) is cut from it to the frame, without seeking.
 Neighbouring clips share one frame; the tail of a video is padded by its last frame and marked in the index. Where cuts
 or stretches are dropped, each unbroken part of a video becomes a video of its own, <id>#1, <id>#2, ...
-Time and memory: 640 videos of 64x64 in half a minute on two cores, 0.5 GiB. Interrupted runs continue file by file.
+Time and memory: 640 videos of 64x64 in half a minute on two cores, 0.5 GiB. Interrupted runs continue file by file;
+under `torchrun` or `accelerate launch` the ranks share the files (vw2/data/ranks.py).
 Tiny run: python -m stages.preset smoke && python -m stages.ingest && python -m stages.clip
 """
 
@@ -29,7 +30,8 @@ from vw2.data.clips import ClipConfig
 from vw2.data.cutting import CutJob, Part, cut, stretch_figures, stretch_table
 from vw2.data.manifest import Refused
 from vw2.data.overview import histogram, kind, taken
-from vw2.data.pool import Failure, run_resumable, worker_count
+from vw2.data.pool import Failure, worker_count
+from vw2.data.ranks import helps, run_shared, share
 from vw2.data.shards import ClipStore, write_shards
 from vw2.media.sheet import write_sheet
 from vw2.provenance import runtime, write_metrics
@@ -50,8 +52,8 @@ def cut_all(frame: pl.DataFrame, config: ClipConfig, work: Path, workers: int) -
     groups = frame.partition_by("path", maintain_order=True)  # a file that holds several videos is decoded once
     jobs = {group["id"][0]: CutJob(group.to_dicts(), config, raw) for group in groups}
     results = {}
-    with progress(len(jobs), "cut files") as bar:
-        for name, result in run_resumable(cut, jobs, work / "records", workers=workers):
+    with progress(share(len(jobs)), "cut files") as bar:
+        for name, result in run_shared(cut, jobs, work / "records", workers=workers):
             if isinstance(result, Failure):
                 result = {row["id"]: asdict(Refused(row["path"], result.reason)) for row in jobs[name].rows}
             results |= result
@@ -106,21 +108,28 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     table("clip", asdict(config) | {"seconds per clip": (config.frames - 1) / config.fps, "videos": len(frame)})
     # The manifest holds the hash of every video, so it stands for all of them.
     work = scratch_dir("clip", fingerprint(asdict(config), [MANIFEST], import_closure(Path(__file__), ROOT)))
+    if helps():  # rank 0 writes the outputs
+        cut_all(frame, config, work, workers)
+        return
     start = time.perf_counter()
     with runtime("clip") as rates:
         results = cut_all(frame, config, work, workers)
         refused = [Refused(**result) for result in results.values() if "reason" in result]
-        videos, segments = [], {}
-        for name, split, task in frame.select("id", "split", "task").iter_rows():
+        videos, segments, sources = [], {}, {}
+        for name, split, task, source in frame.select("id", "split", "task", "source").iter_rows():
             for part in parts(results[name]):
+                sources[part.id] = source
                 videos.append((part.id, split, task, work / "raw" / f"{name}.u8", part.frames))
                 if part.segment:
                     segments[part.id] = (part.segment, part.start)
         if not videos:
             first = min(refused, key=lambda each: each.path)
             raise UserError(f"none of {len(frame)} videos gives a clip; the first, {first.path}, {first.reason}")
+        weights = manifest.source_weights(frame, [manifest.source_of(part) for part in sources])
         with atomic_dir(CLIPS) as temporary:
-            index = write_shards(temporary, videos, asdict(config), segments=segments)
+            index = write_shards(
+                temporary, videos, asdict(config) | {"weights": weights}, sources=sources, segments=segments
+            )
             stretch_table(results, config.fps).write_parquet(temporary / "stretches.parquet")
             if not shared.near_duplicates:
                 guards.check_duplicates(ClipStore(temporary))

@@ -60,10 +60,15 @@ def read_video(path: Path, like: np.ndarray) -> np.ndarray:
 
 
 def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[str, int, str | None]]]:
-    """Test video -> (name, sample, file) of what is judged beside it; the file is None for what needs none."""
+    """Test video -> (name, sample, file) of what is judged beside it; the file is None for what needs none.
+
+    Sources of a mixture from which nothing was rolled out (ar.sources) are left out.
+    """
     known = set(store.videos())
     free = [(CEILING, 0, None), (COPY, 0, None)]
-    work = {video: list(free) for video in store.videos(split="test")}
+    rolled = store.index.filter(pl.col("video").is_in(rollouts["video"].unique().implode()))
+    sources = rolled["source"].unique().to_list() or store.index["source"].unique().to_list()
+    work = {video: list(free) for video in store.videos(split="test", source=sources)}
     for name, video, sample, path in rollouts.sort("name", "video", "sample").iter_rows():
         if video in known:
             work.setdefault(video, list(free)).append((name, sample, path))

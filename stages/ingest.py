@@ -1,4 +1,4 @@
-"""Collect videos into one manifest: render the craft world, or take videos or a robot data set from a folder.
+"""Collect videos into one manifest: render the craft world, take videos or a robot data set from a folder, or both.
 
 In:  params groups seed, ingest, craft, splits; for all sources but craft the files in ingest.path (not tracked by
      DVC: after changing them run `dvc repro -f ingest`).
@@ -7,13 +7,15 @@ Out: data/videos/*.mp4 (what the source made: craft, frames; else empty), data/m
      frame, else no rows), data/tracks.parquet (robot data only, actions and states, one row per frame, else no rows),
      metrics/ingest.json, plots/ingest.png (one row per task), plots/ingest_shares.png (durations, share of each task).
 Time and memory: 640 craft videos of 64x64 in 3 minutes on two cores, 1 GiB; a folder at its decoding speed.
-Interrupted runs continue video by video; the number of workers does not change a byte.
+Interrupted runs continue video by video; under `torchrun` or `accelerate launch` the ranks share the files
+(vw2/data/ranks.py). The number of workers or ranks does not change a byte.
 Tiny run: python -m stages.preset smoke && python -m stages.ingest
 """
 
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
@@ -29,8 +31,8 @@ from vw2.data import guards, manifest
 from vw2.data.manifest import Entry, Refused
 from vw2.data.overview import summary, write_chart
 from vw2.data.pool import worker_count
-from vw2.data.sources import craft
-from vw2.data.sources import table as sources
+from vw2.data.ranks import helps
+from vw2.data.sources import craft, mixture
 from vw2.data.sources.base import TRACKS, IngestConfig
 from vw2.media.segments import read_span
 from vw2.media.sheet import thumbnails, write_sheet
@@ -88,8 +90,11 @@ def place_table(target: Path, schema: dict, entries: list[Entry], parts: Path) -
 def draw(frame: pl.DataFrame) -> None:
     """A contact sheet with a row for each of the first tasks."""
     rows = []
+    share = max(1, SHEET_ROWS // frame["source"].n_unique())  # every source of a mixture is seen
     early = frame.sort("start", maintain_order=True)  # a part near the beginning of its file is reached soon
-    for row in early.unique("task", keep="first", maintain_order=True).head(SHEET_ROWS).iter_rows(named=True):
+    shown = early.unique(["source", "task"], keep="first", maintain_order=True)
+    shown = shown.group_by("source", maintain_order=True).head(share).head(SHEET_ROWS)
+    for row in shown.iter_rows(named=True):
         timed = read_span(manifest.locate(row["path"]), row["start"], row["stop"], row["fps"])
         pictures = (picture for _, picture in islice(timed, SHEET_FRAMES))
         rows.append((f"{row['task']} ({row['id']})", thumbnails(pictures, 9)))
@@ -97,18 +102,22 @@ def draw(frame: pl.DataFrame) -> None:
 
 
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
-    """Collect videos: render the craft world (ingest.source craft) or take them from ingest.path."""
+    """Collect videos: render the craft world, take them from ingest.path, or from every entry of ingest.source."""
     values = parameters.load(params)
     seed, workers = values["seed"], worker_count(values.get("runtime") or {})
     config = parameters.build(IngestConfig, values.get("ingest"), "ingest")
     world = parameters.build(CraftConfig, {**(values.get("craft") or {}), "seed": seed}, "craft")
     splits = parameters.build(guards.SplitsConfig, values.get("splits"), "splits")
-    used = {"ingest": asdict(config), "seed": seed} | ({"craft": asdict(world)} if config.source == "craft" else {})
+    rendered = "craft" in ([part.source for part in mixture.parts(config)] or [config.source])
+    used = {"ingest": asdict(config), "seed": seed} | ({"craft": asdict(world)} if rendered else {})
     table("ingest", used)
     work = scratch_dir("ingest", fingerprint(used, [], import_closure(Path(__file__), ROOT)))
+    if helps():  # rank 0 writes the outputs
+        deque(mixture.entries(config, world, work, workers), maxlen=0)
+        return
     start = time.perf_counter()
     with runtime("ingest") as rates:
-        entries, refused = sort_out(sources.entries(config, world, work, workers))
+        entries, refused = sort_out(mixture.entries(config, world, work, workers))
         frame = manifest.build(entries)
         guards.check_splits(frame, splits)
         place_videos(entries, work)

@@ -29,7 +29,7 @@ from vw2.models.ldm import LDM
 from vw2.models.renderer import LDMRenderer, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips
+from vw2.training.clipset import SmallClips, fit
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
 from vw2.training.judge import code_figures, encode_rows, judge_rendering
@@ -55,10 +55,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     values = parameters.load(params)
     seed = values["seed"]
     craft = parameters.build(CraftConfig, {**values["craft"], "seed": seed}, "craft")
-    ldm_config = parameters.build(DLDMConfig, values["dldm"], "dldm").ldm
+    frames, seen = values["prior"]["frames"], values["prior"]["clips"]
+    ldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames).ldm
     config = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    frames, seen = values["prior"]["frames"], values["prior"]["clips"]
     table("pretrain_ldm", asdict(ldm_config) | asdict(config))
     accelerator = start(compute, seed)
     chosen = {"seed": seed, "resolution": craft.resolution, "ldm": asdict(ldm_config), **asdict(config)}

@@ -44,6 +44,7 @@ PICTURES = {
     "failures": "What goes wrong: for each task the worst rollouts, below the real video of the same first frame.",
     "train_dldm": "Clips of unseen appearance: real, coarse, rendered with their own and with another video's codes.",
     "warmup_dldm": "After the warm-up: real clips and what the coarse decoder makes of their codes.",
+    "train_dldm_codes": "Health of the codes: entropy of each step, and of each digit of each query.",
     "pretrain_prior": "The frozen prior: real clips, their reconstruction, and samples from the first frame alone.",
     "ingest": "The videos: one of each task.",
 }

@@ -1,6 +1,7 @@
 """Roll out: the AR transformer writes codes from one unseen first frame, the renderer draws them clip by clip.
 
-In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parquet; params seed, compute, rollout.
+In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parquet; params seed, compute, rollout,
+     ar.sources (test cases come from what the AR transformer was trained on).
      --variant plain_ldm: the same of data/plain_ldm.
 Out: data/rollout/<name>/<video>_<sample>.mp4 for name vw2 (`rollout.samples` per test case) and, once per case, the
      controls ground_truth_codes (isolates the AR transformer), shuffled_codes (its codes, steps permuted within the
@@ -29,6 +30,7 @@ from vw2.media.encode import write_preview
 from vw2.media.resize import resize_frame
 from vw2.media.sheet import write_sheet
 from vw2.models.ar_files import load_ar
+from vw2.models.backends import guardrail_of
 from vw2.models.renderer import load_renderer
 from vw2.provenance import runtime
 from vw2.rollout import CONTROLS, RolloutConfig, Row, plan, render_all, render_batch, write_codes
@@ -42,18 +44,22 @@ PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
 
 
-def from_image(image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int) -> None:
+def from_image(
+    image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int, device
+) -> None:
     """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
     if not image.is_file():
         raise UserError(f"{image} does not exist; give the path of a picture with --image")
     first = resize_frame(read_image(image), store.height, store.width, store.config["fit"])
     renderer, ar = load_renderer(place.dldm, PRIOR), load_ar(place.ar)
+    guard = guardrail_of(renderer.backend, device)
+    guard.instruction(instruction)
     n = config.samples
     keys = [f"{image.stem}/{s}" for s in range(n)]
     written = write_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
     rows = [Row(f"{image.stem}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
     Path("rollouts").mkdir(exist_ok=True)
-    for step in render_batch(renderer, rows, seed):
+    for step in render_batch(renderer, rows, seed, guard):
         if not isinstance(step, int):
             for row, frames in zip(rows, step, strict=True):
                 write_preview(Path("rollouts") / f"{row.name}.mp4", frames, store.fps, scale=4)
@@ -72,10 +78,10 @@ def main(
     seed = values["seed"]
     config = parameters.build(RolloutConfig, values["rollout"], "rollout")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    start(compute, seed)
+    device = start(compute, seed).device
     place, store = paths(variant), ClipStore(CLIPS)
     if image is not None:
-        from_image(image, instruction, place, config, store, seed)
+        from_image(image, instruction, place, config, store, seed, device)
         return
     stage = f"{place.metrics_prefix}rollout"
     table(stage, asdict(config))
@@ -84,12 +90,16 @@ def main(
     chosen = {"seed": seed, "rollout": asdict(config), "compute": asdict(compute)}
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
-    cases = codes.videos("test")[: config.max_cases]
+    wanted = set(store.videos(source=store.sources(values["ar"]["sources"], "ar.sources")))
+    cases = [video for video in codes.videos("test") if video in wanted][: config.max_cases]
     if not cases:
-        cases = codes.videos("train")[: config.max_cases or 8]
+        cases = [video for video in codes.videos("train") if video in wanted][: config.max_cases or 8]
         console.print("no video of split test: rolling out from training videos instead", markup=False)
     with runtime(stage) as rates:
         renderer, ar = load_renderer(place.dldm, PRIOR), load_ar(place.ar)
+        guard = guardrail_of(renderer.backend, device)
+        for video in cases:
+            guard.instruction(told[video])
         firsts = {video: store.frames(store.select(video=video, clip=0)[0])[0] for video in cases}
         each = [(video, s) for video in cases for s in range(config.samples)]
         keys = [f"{video}/{s}" for video, s in each]
@@ -97,7 +107,7 @@ def main(
             ar, renderer.ldm, [firsts[v] for v, _ in each], [told[v] for v, _ in each], keys, config, seed
         )
         rows = plan(cases, written, codes, firsts, config, seed)
-        render_all(renderer, rows, store.fps, config.batch, seed, folder)
+        render_all(renderer, rows, store.fps, config.batch, seed, folder, guard)
         rates["clips"] = sum(len(row.codes) for row in rows)
         records = []
         for row in rows:

@@ -1,7 +1,8 @@
 """Train the AR transformer: first frame and instruction -> the codes of a whole video (next-token cross-entropy).
 
 In:  data/codes, data/manifest.parquet (instructions), data/clips (first frames), data/dldm (with data/prior; their
-     features); split train only. Params groups seed, compute, ar. --variant plain_ldm: data/plain_ldm/{codes,dldm}.
+     features); split train of the sources named (ar.sources) only. Params groups seed, compute, ar.
+     --variant plain_ldm: data/plain_ldm/{codes,dldm}.
 Out: data/ar/{ar.safetensors,config.json}, plots/train_ar (one TSV per series), metrics/train_ar.json: bits per code and
      accuracy on split test, the same with swapped instructions, and what a table of code frequencies foretells.
      --variant plain_ldm: data/plain_ldm/ar, plots/plain_ldm/train_ar, metrics/plain_ldm/train_ar.json.
@@ -10,7 +11,6 @@ control.unigram_bits. Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro train_ar
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from vw2.closure import import_closure
 from vw2.console import UserError, console, run, table
 from vw2.data import manifest
 from vw2.data.codes import CodeStore, read_codes
-from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
 from vw2.evaluation.prediction import Figures, predict_figures, unigram_figures
 from vw2.models.ar import ARConfig, ARInputs, ARTransformer, CodeShape, split_words
@@ -50,6 +49,7 @@ class TrainARConfig:
 
     optim: OptimConfig
     model: ARConfig = field(default_factory=ARConfig)
+    sources: tuple[str, ...] | None = None  # names of ingest.source to train (and be judged) on; None: all
 
 
 def code_shape(codes: CodeStore, ldm: LDM, here: Path, there: Path) -> CodeShape:
@@ -71,7 +71,7 @@ def train(accelerator, model: ARTransformer, data: Sequences, config: OptimConfi
     work = Run(accelerator, [Group(model)], config, folder, "train the AR transformer")
     model.train()
     for step in work:
-        batch = data.batch(batch_indices(seed, step, config.batch, len(data)), model.inputs)
+        batch = data.batch(data.mixture.batch(seed, step, config.batch), model.inputs)
         batch.words = hide_words(batch.words, model.config.unknown, generator(seed, HIDDEN, step))
         torch.manual_seed(generator(seed, DROPOUT, step).initial_seed())
         with accelerator.autocast():
@@ -106,6 +106,7 @@ def main(
     stage = f"{place.metrics_prefix}train_ar"
     accelerator = start(compute, seed)
     codes, store = read_codes(place.codes), ClipStore(CLIPS)
+    wanted = set(store.videos(source=store.sources(config.sources, "ar.sources")))
     told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
     chosen = {"seed": seed, "ar": asdict(config), "compute": asdict(compute)}
     inputs = [MANIFEST, CLIPS / "index.parquet", CLIPS / "clips.json", place.dldm, place.codes]
@@ -114,16 +115,16 @@ def main(
     shape = code_shape(codes, ldm, place.codes, place.dldm)
 
     def gather(split: str) -> Sequences | None:
-        videos: Sequence[str] = codes.videos(split)
-        lost = [video for video in videos if video not in told]
+        lost = [video for video in codes.videos(split) if video not in told]
         if lost:
             raise UserError(f"{place.codes} has the video {lost[0]}, which {MANIFEST} lacks; run `dvc repro` first")
+        videos = [video for video in codes.videos(split) if video in wanted]
         instructions = [told[video] for video in videos]
         return Sequences(videos, instructions, codes, store, ldm, config.model.max_clips) if videos else None
 
     data, test = gather("train"), gather("test")
     if data is None:
-        raise UserError(f"{place.codes} holds no video of split train; give some videos that split")
+        raise UserError(f"{place.codes} holds no video of split train of ar.sources; give some videos that split")
     torch.manual_seed(seed)
     model = ARTransformer(config.model, shape, inputs_of(data)).to(accelerator.device)
     weights = sum(p.numel() for p in model.parameters())

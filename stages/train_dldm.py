@@ -3,10 +3,12 @@
 In:  data/clips, data/truth.parquet, data/warmup, data/prior; params groups seed, compute, prior, dldm, train_dldm,
      gates.
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
-     plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance).
+     plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance),
+     plots/train_dldm_codes.png (entropy by step and by digit).
 Time and memory at the committed sizes: 16 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
-appearance, nuisance 0) above render.psnr_other_codes and render.psnr_copy. A run whose codes die or are not listened
-to stops with one sentence and the picture. Interrupted runs go on where they stopped.
+appearance, nuisance 0) above render.psnr_other_codes and render.psnr_copy. A run that breaks a gate (dead or ignored
+codes, a coarse video that stands still) stops with one sentence and the pictures. Interrupted runs go on where they
+stopped.
 Tiny run: python -m stages.preset smoke && dvc repro train_dldm
 """
 
@@ -21,23 +23,26 @@ from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
-from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction
+from vw2.evaluation.health import code_health, write_health
 from vw2.media.sheet import write_sheet
+from vw2.models.adapt import start_vdm
+from vw2.models.backends import check_size, load_backend
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
-from vw2.models.renderer import DLDMRenderer, load_ldm, load_prior, save_dldm
+from vw2.models.renderer import DLDMRenderer, load_ldm, save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips, cache_latents
+from vw2.training.clipset import SmallClips, cache_latents, fit
 from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.curves import write_curves
+from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import (
-    GatesConfig,
     appearance_of,
-    check_gates,
     code_figures,
     encode_rows,
+    judge_coarse,
+    judge_denoising,
     judge_rendering,
     pick_clips,
     probe_figures,
@@ -52,6 +57,7 @@ PRIOR = Path("data/prior")
 OUT = Path("data/dldm")
 LOGS = Path("plots/train_dldm")
 PLOT = Path("plots/train_dldm.png")
+CODES_PLOT = Path("plots/train_dldm_codes.png")
 ROOT = Path(__file__).parents[1]
 
 
@@ -62,29 +68,28 @@ class JointConfig:
     optim: OptimConfig
     encoder_factor: float  # learning rate of encoder and queries, as a factor on optim.lr
     listen_steps: int  # steps in which the VDM learns to listen before the codes may move
+    sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
 
 def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
-    """The dLDM with warm LDM and pretrained VDM, ready for the joint stage."""
-    prior = load_prior(PRIOR)
+    """The dLDM with warm LDM and pretrained VDM (or a random one, `dldm.vdm.train`), ready for the joint stage."""
+    prior = load_backend(config.backend, PRIOR)
+    start_vdm(prior, config.vdm)
     dldm = DLDM(config, prior)
     dldm.ldm.load_state_dict(load_ldm(WARMUP).state_dict())
-    if dldm.control is not None:
-        dldm.control.copy_blocks(dldm.vdm)
     return dldm, DLDMRenderer(dldm, prior)
 
 
 def train(accelerator, dldm: DLDM, vae, clips, latents, config: JointConfig, seed: int, folder: Path) -> Run:
     """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
-    ldm, listeners = dldm.ldm, [dldm.projection, dldm.vdm]
+    ldm, listeners = dldm.ldm, [dldm.ldm.decoder, dldm.projection, dldm.vdm]
     groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
-    groups += [Group(ldm.decoder)] if dldm.config.reconstruction != "off" else []
     groups += [Group(module) for module in listeners + ([dldm.control] if dldm.control is not None else [])]
     work = Run(accelerator, groups, config.optim, folder, "train the dLDM")
     dldm.train()
     ldm.spread.eval()
     for step in work:
-        items = batch_indices(seed, step, config.optim.batch, len(clips))
+        items = clips.mixture.batch(seed, step, config.optim.batch)
         batch = JointBatch(clips.batch(items), clips.ends(items), latents[items])
         with accelerator.autocast():
             loss, logs = dldm(batch, vae, generator(seed, 7, step))
@@ -96,7 +101,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     """Train codes, projection, control branch and VDM together (the joint stage of the dLDM)."""
     values = parameters.load(params)
     seed = values["seed"]
-    dldm_config = parameters.build(DLDMConfig, values["dldm"], "dldm")
+    store = ClipStore(CLIPS)
+    dldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(JointConfig, values["train_dldm"], "train_dldm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
@@ -105,18 +111,20 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
-    made = json.loads((PRIOR / "config.json").read_text())["record"]
-    check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
-    store = ClipStore(CLIPS)
+    if dldm_config.backend.kind == "mini":
+        made = json.loads((PRIOR / "config.json").read_text())["record"]
+        check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
+    sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
     truth, looks = pl.read_parquet(TRUTH), appearance_of(manifest.read(MANIFEST))
     with runtime("train_dldm"):
         dldm, renderer = build(dldm_config)
-        judged = pick_clips(store, "train", 2, seed)
+        check_size(renderer.prior, store.height, store.width)
+        judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(dldm.ldm.eval(), store, judged)
-        rows = store.select(split="train")
-        latents = cache_latents(store, rows, renderer.prior.vae, folder / "latents.npy")
+        rows = store.train_rows(sources)
+        latents = cache_latents(store, rows, renderer.prior.vae, dldm_config.window, folder / "latents.npy")
         clips = SmallClips(store, rows, dldm_config.ldm.size)
         work = train(accelerator, dldm, renderer.prior.vae, clips, latents, config, seed, folder)
         renderer.eval()
@@ -126,11 +134,14 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         for name, codes in (("warmup", warm), ("joint", joint)):
             found = probe_figures(codes, store, judged, truth, looks, seed, levels)
             figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
-        still = pick_clips(store, "probe", 2, seed) or judged[:32]
+        still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
+        figures |= judge_coarse(dldm.ldm, store, still, seed)
+        figures |= judge_denoising(dldm, renderer.prior.vae, store, still, seed)
         rendered, sheet = judge_rendering(renderer, store, still, seed)
         write_sheet(PLOT, sheet)
-        check_gates(figures | rendered, gates, dldm_config.ldm.codebook, PLOT)
-        shaken = pick_clips(store, "test", 1, seed)
+        write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
+        check_gates(figures | rendered, gates, dldm_config.codebook, CODES_PLOT, PLOT)
+        shaken = pick_clips(store, "test", 1, seed, sources)
         if shaken:
             rendered |= judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:

@@ -1,6 +1,7 @@
 """Train the plain LDM (VideoWorld): the warm LDM goes on by reconstruction alone, as many clips as the joint stage.
 
-In:  data/clips, data/truth.parquet, data/warmup; params groups seed, compute, dldm, train_plain_ldm.
+In:  data/clips, data/truth.parquet, data/warmup; params groups seed, compute, dldm, train_plain_ldm
+     (and train_dldm.sources: it stands beside the dLDM and sees the same clips).
 Out: data/plain_ldm/dldm/{ldm.safetensors,config.json}, metrics/plain_ldm/train_dldm.json (the keys of train_dldm, drawn
      by the coarse decoder), plots/plain_ldm/train_dldm, plots/plain_ldm/train_dldm.png.
 Run it with all that follows from it by `make plain-ldm`. Time: as long as the joint stage.
@@ -24,7 +25,7 @@ from vw2.models.dldm import DLDMConfig
 from vw2.models.renderer import LDMRenderer, load_ldm, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips
+from vw2.training.clipset import SmallClips, fit
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.judge import appearance_of, code_figures, encode_rows, judge_rendering, pick_clips, probe_figures
@@ -44,21 +45,28 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     """Train the plain LDM, the baseline without a video diffusion model."""
     values = parameters.load(params)
     seed = values["seed"]
-    dldm = parameters.build(DLDMConfig, values["dldm"], "dldm")
+    store = ClipStore(CLIPS)
+    dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(OptimConfig, values["train_plain_ldm"], "train_plain_ldm")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
     accelerator = start(compute, seed)
-    chosen = {"seed": seed, "ldm": asdict(dldm.ldm), "optim": asdict(config), "compute": asdict(compute)}
-    store, levels = ClipStore(CLIPS), dldm.ldm.resolved()
-    looks = appearance_of(manifest.read(MANIFEST))
+    chosen = {
+        "seed": seed,
+        "ldm": asdict(dldm.ldm),
+        "optim": asdict(config),
+        "sources": values["train_dldm"]["sources"],
+        "compute": asdict(compute),
+    }
+    levels, looks = dldm.ldm.resolved(), appearance_of(manifest.read(MANIFEST))
+    sources = store.sources(values["train_dldm"]["sources"], "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("plain_ldm/train_dldm"):
         ldm = load_ldm(WARMUP)
-        judged = pick_clips(store, "train", 2, seed)
+        judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(ldm, store, judged)
-        rows = store.select(split="train")
+        rows = store.train_rows(sources)
         clips = SmallClips(store, rows, dldm.ldm.size)
         work = train(accelerator, ldm, clips, config, seed + 1, folder, "train the plain LDM")
         ldm.eval()
@@ -67,9 +75,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures["train.recon"] = work.averages["train/recon"]
         found = probe_figures(codes, store, judged, pl.read_parquet(TRUTH), looks, seed, levels)
         figures |= {f"probe.joint.{key}": value for key, value in found.items()}
-        still = pick_clips(store, "probe", 2, seed) or judged[:32]
+        still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
-        shaken = pick_clips(store, "test", 1, seed)
+        shaken = pick_clips(store, "test", 1, seed, sources)
         if shaken:
             rendered |= judge_rendering(LDMRenderer(ldm), store, shaken, seed, "render_nuisance")[0]
         write_sheet(PLOT, sheet)

@@ -1,23 +1,23 @@
 """Warm up the LDM: encoder, prefix queries, quantiser and coarse decoder, by reconstruction (VideoWorld 2, sec. 3).
 
-In:  data/clips (train split); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
+In:  data/clips (split train of the sources); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
 Out: data/warmup/{ldm.safetensors,config.json}, metrics/warmup_dldm.json, plots/warmup_dldm (TSV per series),
-     plots/warmup_dldm.png (real, coarse).
+     plots/warmup_dldm.png (real, coarse), plots/warmup_dldm_codes.png (entropy by step and by digit).
 Time and memory at the committed sizes: 13 minutes on two cores, 2 GiB. Headline: codes.entropy_bits well above half of
 log2(codebook). Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, run, table
-from vw2.data.sampler import batch_indices
+from vw2.console import console, run, table
 from vw2.data.shards import ClipStore
+from vw2.evaluation.health import code_health, write_health
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
@@ -25,10 +25,11 @@ from vw2.models.pretrained import take_over
 from vw2.models.renderer import LDMRenderer, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips
+from vw2.training.clipset import SmallClips, fit
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
-from vw2.training.judge import GatesConfig, check_gates, code_figures, encode_rows, judge_rendering, pick_clips
+from vw2.training.gates import GatesConfig, check_gates
+from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips
 from vw2.training.run import Group, OptimConfig, Run
 
 CLIPS = Path("data/clips")
@@ -36,7 +37,15 @@ PRETRAINED = Path("data/pretrained")
 OUT = Path("data/warmup")
 LOGS = Path("plots/warmup_dldm")
 PLOT = Path("plots/warmup_dldm.png")
+CODES_PLOT = Path("plots/warmup_dldm_codes.png")
 ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class WarmupConfig(OptimConfig):
+    """Group `warmup_dldm` of params.yaml."""
+
+    sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
 
 def train(accelerator, ldm: LDM, clips: SmallClips, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
@@ -44,7 +53,7 @@ def train(accelerator, ldm: LDM, clips: SmallClips, config: OptimConfig, seed: i
     work = Run(accelerator, [Group(ldm)], config, folder, title)
     ldm.train()
     for step in work:
-        video = clips.batch(batch_indices(seed, step, config.batch, len(clips)))
+        video = clips.batch(clips.mixture.batch(seed, step, config.batch))
         with accelerator.autocast():
             loss, logs = ldm(video)
         work.update(loss, logs)
@@ -55,8 +64,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     """Train the latent dynamics model by reconstruction (the warm-up of the dLDM)."""
     values = parameters.load(params)
     seed = values["seed"]
-    dldm = parameters.build(DLDMConfig, values["dldm"], "dldm")
-    config = parameters.build(OptimConfig, values["warmup_dldm"], "warmup_dldm")
+    store = ClipStore(CLIPS)
+    dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
+    config = parameters.build(WarmupConfig, values["warmup_dldm"], "warmup_dldm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
@@ -69,27 +79,27 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "optim": asdict(config),
         "compute": asdict(compute),
     }
-    store = ClipStore(CLIPS)
+    sources = store.sources(config.sources, "warmup_dldm.sources")
     folder = scratch_dir(
         "warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json", PRETRAINED], code)
     )
     with runtime("warmup_dldm"):
-        rows = store.select(split="train")
-        if not rows:
-            raise UserError(f"{CLIPS} holds no clip of split train; give some videos that split")
+        rows = store.train_rows(sources)
         ldm = LDM(dldm.ldm)
         if values["pretrain_ldm"]["use"]:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         work = train(accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM")
         ldm.eval()
-        judged = pick_clips(store, "train", 2, seed)
-        figures = code_figures(encode_rows(ldm, store, judged), dldm.ldm.resolved())
-        figures["train.recon"] = work.averages["train/recon"]
-        probe = pick_clips(store, "probe", 2, seed) or judged[:32]
+        judged = pick_clips(store, "train", 2, seed, sources)
+        codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()
+        figures = code_figures(codes, levels) | {"train.recon": work.averages["train/recon"]}
+        probe = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
+        figures |= judge_coarse(ldm, store, probe, seed)
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)
         write_sheet(PLOT, sheet)
-        check_gates(figures | rendered, gates, dldm.ldm.codebook, PLOT)
+        write_health(CODES_PLOT, code_health(codes, levels), gates.step_entropy_share, gates.digit_entropy_share)
+        check_gates(figures | rendered, gates, dldm.codebook, CODES_PLOT, PLOT)
         with atomic_dir(OUT) as temporary:
             save_ldm(ldm, temporary)
         write_curves(work.history, LOGS)

@@ -19,7 +19,7 @@ from tiny_models import (
     wake,
 )
 
-from vw2.models.attention import code_mask, frame_mask
+from vw2.models.attention import ATTENTION, Layout, code_mask, frame_mask
 from vw2.models.fsq import FSQ
 from vw2.models.prior import VAEConfig, VideoVAE
 from vw2.models.projection import Projection, ProjectionConfig
@@ -147,6 +147,34 @@ def test_masks_by_hand():
         code_mask(3, 1, 3, torch.device("cpu"))
 
 
+CLIP = 5  # latent frames of the tests below
+each_way = pytest.mark.parametrize("way", sorted(ATTENTION))
+
+
+@each_way
+def test_self_attention_every_way(way):
+    layout, tokens = Layout(CLIP, attention=way), 3
+    given = [draw(2, 2, CLIP * tokens, 8, seed=seed) for seed in range(3)]
+    before = layout.attend_frames(None, *given)
+    for frame in range(1, CLIP):
+        now = layout.attend_frames(None, *(after(x, frame * tokens, 2) for x in given))
+        same = frame * tokens
+        assert torch.equal(before[:, :, :same], now[:, :, :same])
+        assert not torch.equal(before[:, :, same : same + tokens], now[:, :, same : same + tokens])
+
+
+@each_way
+def test_cross_attention_every_way(way):
+    layout, tokens, codes = Layout(CLIP, attention=way), 3, 1 + (CLIP - 1) * QUERIES
+    query, *given = (draw(2, 2, n, 8, seed=seed) for seed, n in enumerate((CLIP * tokens, codes, codes)))
+    for step in range(CLIP - 1):
+        before = layout.attend_codes(query, *given)
+        now = layout.attend_codes(query, *(after(x, 1 + step * QUERIES, 2) for x in given))
+        same = (step + 1) * tokens  # latent frame t sees the codes of steps <= t, step 0 here being the paper's first
+        assert torch.equal(before[:, :, :same], now[:, :, :same])
+        assert not torch.equal(before[:, :, same : same + tokens], now[:, :, same : same + tokens])
+
+
 # ---------------------------------------------------------------- VDM
 
 
@@ -206,6 +234,31 @@ def test_dldm_velocity(part, step):
     before, now = dldm.velocity(**old), dldm.velocity(**new)
     assert torch.equal(before[:, :, : step + 1], now[:, :, : step + 1])
     assert not torch.equal(before[:, :, step + 1], now[:, :, step + 1])
+
+
+@each_way
+def test_dldm_velocity_every_way(way):
+    dldm, _ = tiny_dldm(attention=way)
+    old = {
+        "noisy": draw(2, LATENT, CLIP, 4, 4, seed=1),
+        "time": torch.rand(2, CLIP, generator=torch.Generator().manual_seed(2)) / 2,  # one of each latent frame
+        "first": draw(2, LATENT, 1, 4, 4, seed=2),
+        "codes": torch.cat([codes_of(1), codes_of(2)], dim=1),
+        "hint": draw(2, LATENT, CLIP, 4, 4, seed=5),
+    }
+    before = dldm.velocity(**old)
+    for frame in range(1, CLIP):
+        times = old["time"] + 0.3 * (torch.arange(CLIP) >= frame)
+        changed = {
+            "noisy": after(old["noisy"], frame, 2),
+            "time": times,
+            "codes": after(old["codes"], frame - 1, 1),
+            "hint": after(old["hint"], frame, 2),
+        }
+        for part, new in changed.items():
+            now = dldm.velocity(**old | {part: new})
+            assert torch.equal(before[:, :, :frame], now[:, :, :frame]), part
+            assert not torch.equal(before[:, :, frame], now[:, :, frame]), part
 
 
 @each_step

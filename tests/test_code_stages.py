@@ -25,6 +25,7 @@ PARAMS = {
     "seed": 0,
     "compute": {"threads": 1, "dtype": "float32"},
     "ar": {
+        "sources": None,
         "model": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1, "max_clips": 4, "unknown": 0.1},
         "optim": {
             "steps": 40,

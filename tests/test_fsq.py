@@ -12,7 +12,7 @@ from vw2.evaluation.codes import code_digits, code_report
 from vw2.models.fsq import FSQ, LEVELS, resolve_levels
 
 GRIDS = ((8, 5, 5, 5), (8,), (8, 8, 8, 8), (8, 8, 8, 5, 5, 5))
-AUTHORS = Path(__file__).parents[2] / "shared" / "reference" / "fixtures" / "fsq_io.safetensors"
+AUTHORS = Path(__file__).parent / "fixtures" / "fsq_io.safetensors"
 each_grid = pytest.mark.parametrize("levels", GRIDS, ids=str)
 
 
@@ -93,7 +93,22 @@ def test_wrong_levels_end_in_a_sentence(codebook, levels, sentence):
     assert str(error.value).startswith(sentence)
 
 
-@pytest.mark.skipif(not AUTHORS.is_file(), reason="the tensors recorded from the authors' code are not beside the repo")
+@each_grid
+def test_agrees_with_a_search_for_the_nearest_level(levels):
+    """Written another way: of all levels the one nearest to the bounded value, and the index of an array's cell."""
+    z = np.random.default_rng(0).normal(scale=2, size=(2000, len(levels)))
+    digits = []
+    for each, value in zip(levels, z.T, strict=True):
+        reach, shift = 1.001 * (each - 1) / 2, 0.5 * (each % 2 == 0)
+        bounded = reach * np.tanh(value + np.arctanh(shift / reach)) - shift
+        places = np.arange(each) - each // 2
+        digits.append(np.abs(bounded[:, None] - places).argmin(1))
+    codes, index = FSQ(levels)(torch.from_numpy(z))
+    assert np.array_equal(index.numpy(), np.ravel_multi_index(digits, levels, order="F"))
+    middle = np.array([each // 2 for each in levels])
+    np.testing.assert_allclose(codes.numpy(), (np.stack(digits, 1) - middle) / middle, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "suffix, levels",
     [("", (8, 5, 5, 5)), ("_8", (8,)), ("_8_8_6_5", (8, 8, 8, 5, 5, 5)), ("_7_5_5_5_5", (7, 5, 5, 5, 5))],

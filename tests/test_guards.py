@@ -14,7 +14,7 @@ STRICT = guards.SplitsConfig()
 def rows(*triples) -> pl.DataFrame:
     """(id, split, environment, hash) rows of a manifest, as far as the guards look at them."""
     schema = {"id": pl.String, "split": pl.String, "environment": pl.String, "hash": pl.String}
-    nothing = {"start": pl.lit(None, pl.Float64), "stop": pl.lit(None, pl.Float64)}
+    nothing = {"start": pl.lit(None, pl.Float64), "stop": pl.lit(None, pl.Float64), "source": pl.lit("folder")}
     return pl.DataFrame(triples, schema=schema, orient="row").with_columns(**nothing)
 
 

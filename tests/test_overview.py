@@ -14,7 +14,7 @@ def frame(path) -> pl.DataFrame:
         ("test", "cut", 29.97, 30, 32, 32),
     ]
     table = pl.DataFrame(rows, schema=["split", "task", "fps", "frames", "width", "height"], orient="row")
-    return table.with_columns(path=pl.lit(str(path)))
+    return table.with_columns(path=pl.lit(str(path)), source=pl.lit("folder"), weight=pl.lit(1.0))
 
 
 def test_summary(tmp_path):

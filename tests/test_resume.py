@@ -64,8 +64,9 @@ def test_resumed_run_equals_straight_run(tmp_path):
         assert torch.equal(resumed.state_dict()[key], value), key
     assert again.averages == run.averages and again.history == run.history
     assert [row["step"] for row in run.history] == [2, 4, 6, 8, 10]
-    left, right = run.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
-    assert all(torch.equal(left[i][key], right[i][key]) for i in left for key in left[i])
+    for mine, other in zip(run.optimizers, again.optimizers, strict=True):
+        left, right = mine.state_dict()["state"], other.state_dict()["state"]
+        assert all(torch.equal(left[i][key], right[i][key]) for i in left for key in left[i])
     write_curves(run.history, tmp_path / "plots" / "straight")
     write_curves(again.history, tmp_path / "plots" / "broken")
     curves = tsv(tmp_path / "plots" / "straight")

@@ -68,8 +68,6 @@ def tiny_dldm(awake: bool = True, prediction: str = "change", **changes) -> tupl
     prior = tiny_prior(prediction)
     torch.manual_seed(1)
     dldm = DLDM(tiny_config(**changes), prior).eval()
-    if dldm.control is not None:
-        dldm.control.copy_blocks(dldm.vdm)
     return (wake(dldm, 2) if awake else dldm), prior
 
 

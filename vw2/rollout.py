@@ -15,6 +15,7 @@ import torch
 from vw2.console import progress
 from vw2.data.codes import CodeStore
 from vw2.evaluation.codes import random_codes, shuffle_steps
+from vw2.guardrail import Guardrail
 from vw2.media.encode import write_video
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.ar import ARTransformer, word_ids
@@ -53,8 +54,10 @@ def plan_batches(rows: Sequence[Row], batch: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def render_batch(renderer, rows: Sequence[Row], seed: int) -> Iterator[int | list[np.ndarray]]:
-    """Render rows together.
+def render_batch(
+    renderer, rows: Sequence[Row], seed: int, guard: Guardrail = Guardrail()
+) -> Iterator[int | list[np.ndarray]]:
+    """Render rows together; finished videos pass the guardrail.
 
     Yields: the number of rows rendered after each clip (for a progress bar), and last the videos, each
         (clips (T - 1) + 1, H, W, 3) uint8: neighbouring clips share one frame.
@@ -71,7 +74,7 @@ def render_batch(renderer, rows: Sequence[Row], seed: int) -> Iterator[int | lis
         for i, frames in zip(active, to_uint8(video[:, :, 1:]), strict=True):
             parts[i].append(frames)
         yield len(active)
-    yield [np.concatenate(part) for part in parts]
+    yield [guard.frames(np.concatenate(part)) for part in parts]
 
 
 def write_codes(ar: ARTransformer, ldm, firsts: list[np.ndarray], told: list[str], keys, config, seed) -> list:
@@ -97,7 +100,9 @@ def plan(cases: list[str], written: list[np.ndarray], codes: CodeStore, firsts: 
     return rows
 
 
-def render_all(renderer, rows: list[Row], fps: float, batch: int, seed: int, folder: Path) -> None:
+def render_all(
+    renderer, rows: list[Row], fps: float, batch: int, seed: int, folder: Path, guard: Guardrail = Guardrail()
+) -> None:
     """mp4s in `folder`; a batch all of whose files are there is not rendered again."""
     with progress(sum(len(row.codes) for row in rows), "render clips") as bar:
         for numbers in plan_batches(rows, batch):
@@ -106,7 +111,7 @@ def render_all(renderer, rows: list[Row], fps: float, batch: int, seed: int, fol
             if all(target.exists() for target in targets):
                 bar.resume(sum(len(row.codes) for row in chosen))
                 continue
-            for step in render_batch(renderer, chosen, seed):
+            for step in render_batch(renderer, chosen, seed, guard):
                 if isinstance(step, int):
                     bar.advance(step)
                     continue

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vw2.data.stretches import Stretch, StretchConfig, StretchFinder
-from vw2.media.decode import read_frames
-from vw2.media.resize import Fit, resize_frame
+from vw2.media.decode import read_pictures
+from vw2.media.picture import Picture, resize_picture
+from vw2.media.resize import Fit
 from vw2.media.segments import read_spans
 
 Frame = TypeVar("Frame")
@@ -127,7 +128,7 @@ def cut_video(path: Path, config: ClipConfig, source_fps: float, variable: bool,
     Returns: F, the number of frames written.
     Raises: MediaError if the video breaks.
     """
-    return _write(read_frames(path), config, source_fps, variable, sar, target).frames
+    return _write(read_pictures(path), config, source_fps, variable, sar, target).frames
 
 
 def cut_file(
@@ -145,7 +146,7 @@ def cut_file(
     """
     whole = [row for row in rows if row["start"] is None]
     parts = [row for row in rows if row["start"] is not None]
-    streams = [(row, read_frames(path)) for row in whole]
+    streams = [(row, read_pictures(path)) for row in whole]
     spans = [(row["start"], row["stop"]) for row in parts]
     found = ((parts[number], frames) for number, frames in read_spans(path, spans, rows[0]["fps"]))
     for row, frames in chain(streams, found):
@@ -154,7 +155,7 @@ def cut_file(
 
 
 def _write(
-    frames: Iterable[tuple[float, np.ndarray]],
+    frames: Iterable[tuple[float, Picture]],
     config: ClipConfig,
     source_fps: float,
     variable: bool,
@@ -169,7 +170,8 @@ def _write(
             for frame in resample(frames, source_fps, config.fps, variable):
                 if frame is not last:
                     last = frame
-                    scaled = np.ascontiguousarray(resize_frame(frame, config.height, config.width, config.fit, sar))
+                    scaled = resize_picture(frame, config.height, config.width, config.fit, sar)
+                    scaled = np.ascontiguousarray(scaled)
                     finder.see(scaled)
                 else:
                     finder.repeat()

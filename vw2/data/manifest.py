@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ TEST_SHARE = 8  # one video in eight without a given split goes to test (our cho
 
 MANIFEST = {
     "id": pl.String,  # unique, fit for a file name
-    "source": pl.String,  # adapter that took it: craft, folder, lerobot, ...
+    "source": pl.String,  # name of its entry in ingest.source; the adapter (craft, folder, ...) where it is one name
     "path": pl.String,  # as given in params.yaml, or relative to the repository
     "split": pl.String,
     "environment": pl.String,
@@ -39,6 +39,7 @@ MANIFEST = {
     "sar": pl.Float64,  # width / height of one pixel
     "start": pl.Float64,  # seconds after the first frame of the file; null: the video is the whole file
     "stop": pl.Float64,  # frames from start on and before stop belong to the video (vw2/media/segments.py)
+    "weight": pl.Float64,  # of its source in training: how often it is drawn, relative to the others
 }
 OPTIONAL = ("start", "stop")
 QUARANTINE = {"path": pl.String, "reason": pl.String}
@@ -66,6 +67,7 @@ class Entry:
     sar: float = 1.0
     start: float | None = None
     stop: float | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,25 @@ def validate(frame: pl.DataFrame) -> None:
         "it does not run from a start of at least 0 to a later stop": (pl.col("start") < 0)
         | ~(pl.col("start") < pl.col("stop")),
         "the frame rate or pixel shape is not positive": ~((pl.col("fps") > 0) & (pl.col("sar") > 0)),
+        "the weight is not positive": ~((pl.col("weight") > 0) & pl.col("weight").is_finite()),
+        "its source has two weights": pl.col("weight").n_unique().over("source") > 1,
     }
     for text, broken in rules.items():
         bad = frame.filter(broken)
         if len(bad):
             raise ValueError(f"manifest, video {bad['id'][0]!r}: {text}")
+
+
+def source_weights(frame: pl.DataFrame, taken: Collection[str]) -> dict[str, float]:
+    """Weight of each source of a manifest.
+
+    Args:    taken: ids of the videos that gave clips.
+    Raises:  UserError if a source gave none: its share of the mixture would go to the others in silence.
+    """
+    for source, ids in frame.group_by("source", maintain_order=True).agg("id").iter_rows():
+        if not set(ids) & set(taken):
+            raise UserError(f"no video of the source {source} gives a clip; take it out of ingest.source, or change it")
+    return dict(frame.select("source", "weight").unique().sort("source").iter_rows())
 
 
 def write(path: Path, frame: pl.DataFrame) -> None:

@@ -34,7 +34,8 @@ def summary(frame: pl.DataFrame, refused: Sequence[Refused]) -> dict[str, float]
     """Numbers for metrics/ingest.json.
 
     Args:    frame: a manifest; refused: files that were not taken.
-    Returns: videos, tasks, frames, hours, bytes, refused, and dotted counts split.*, refused_for.*, fps.*, size.*.
+    Returns: videos, tasks, frames, hours, bytes, refused, and dotted counts split.*, refused_for.*, fps.*, size.*; of a
+        mixture also videos_of.<source>, and share_of.<source>, how often training on all of it draws from the source.
     """
     values = {
         "videos": len(frame),
@@ -55,7 +56,13 @@ def taken(frame: pl.DataFrame) -> dict[str, int]:
         "fps": (f"{fps:.2f}".rstrip("0").rstrip(".").replace(".", "_") for fps in frame["fps"]),
         "size": (f"{width}x{height}" for width, height in frame.select("width", "height").iter_rows()),
     }
-    return {f"{group}.{name}": n for group, names in groups.items() for name, n in histogram(names).items()}
+    counts = {f"{group}.{name}": n for group, names in groups.items() for name, n in histogram(names).items()}
+    if frame["source"].n_unique() > 1:
+        sources = frame.group_by("source").agg(pl.len().alias("videos"), pl.col("weight").first()).sort("source")
+        counts |= {f"videos_of.{name}": n for name, n in sources.select("source", "videos").iter_rows()}
+        shares = sources.select("source", pl.col("weight") / pl.col("weight").sum())
+        counts |= {f"share_of.{name}": share for name, share in shares.iter_rows()}
+    return counts
 
 
 def write_chart(path: Path, frame: pl.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 frames-00000.npy   (S, H, W, 3) uint8; a video's frames lie once, in order, its tail padded by repeating the last frame
 index.parquet      INDEX: clip i of a video is frames [offset, offset + T) of its shard, the first `valid` of them real
-clips.json         T and the other clip parameters
+clips.json         T and the other clip parameters, and the weights of the sources (vw2/data/sampler.py)
 
 Neighbouring clips share one frame: the last of one is the first of the next. A video too long for one shard continues
 in the next at a clip border (the shared frame is stored in both).
@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import polars as pl
 from vw2.console import UserError
 
 SHARD_BYTES = 256 * 2**20
+UNKNOWN = "unknown"  # source of videos that no ingest has seen
 INDEX = {
     "video": pl.String,
+    "source": pl.String,  # as in the manifest
     "clip": pl.Int32,  # number within the video, from 0
     "split": pl.String,
     "task": pl.String,
@@ -79,6 +82,7 @@ def write_shards(
     videos: Sequence[tuple[str, str, str, Path, int]],
     config: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
+    sources: Mapping[str, str] | None = None,
     segments: Mapping[str, tuple[int, int]] | None = None,
 ) -> pl.DataFrame:
     """Pack raw frame files into shards and write index.parquet and clips.json beside them.
@@ -89,11 +93,13 @@ def write_shards(
         folder: empty directory (use `vw2.scratch.atomic_dir`).
         videos: (id, split, task, raw file, F) in the order to store them.
         config: clip parameters; frames, height and width are needed here.
+        sources: id -> name of its source; unknown where it is not given.
         segments: id -> (number from 1 on, first frame in the raw file) of videos that are a part of one.
     Returns: the index, one row per clip.
     """
     clip_frames, shape = config["frames"], (config["height"], config["width"], 3)
-    step, size, segments = clip_frames - 1, math.prod(shape), segments or {}
+    step, size = clip_frames - 1, math.prod(shape)
+    sources, segments = sources or {}, segments or {}
     facts = {video: (split, task, file, frames) for video, split, task, file, frames in videos}
     plan = plan_shards({video: row[3] for video, row in facts.items()}, clip_frames, shard_bytes // size)
     rows = []
@@ -104,13 +110,14 @@ def write_shards(
             np.lib.format.write_array_header_1_0(out, header)
             for run in runs:
                 split, task, file, frames = facts[run.video]
-                segment, begin = segments.get(run.video, (0, 0))
+                source, (segment, begin) = sources.get(run.video, UNKNOWN), segments.get(run.video, (0, 0))
                 _copy_run(out, file, begin + run.first * step, run.clips * step + 1, begin + frames, size)
                 for clip in range(run.clips):
                     valid = min(clip_frames, frames - (run.first + clip) * step)
                     offset = run.offset + clip * step
                     start = begin + (run.first + clip) * step
-                    rows.append((run.video, run.first + clip, split, task, number, offset, valid, segment, start))
+                    place = (number, offset, valid, segment, start)
+                    rows.append((run.video, source, run.first + clip, split, task, *place))
     index = pl.DataFrame(rows, schema=INDEX, orient="row")
     index.write_parquet(folder / "index.parquet")
     (folder / "clips.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -136,6 +143,7 @@ class ClipStore:
     Attributes:
         index: polars frame with the columns of INDEX, one row per clip; a "row" below is its number.
         config: the clip parameters; clip_frames (T), fps, height and width are attributes as well.
+        weights: source -> how often training draws from it, relative to the others.
     """
 
     def __init__(self, path: Path = Path("data/clips")) -> None:
@@ -151,6 +159,7 @@ class ClipStore:
         self.fps: float = self.config["fps"]
         self.height: int = self.config["height"]
         self.width: int = self.config["width"]
+        self.weights: dict[str, float] = self.config.get("weights", {})
         self._shard = self.index["shard"].to_numpy()
         self._offset = self.index["offset"].to_numpy()
         self._maps: dict[int, np.ndarray] = {}
@@ -160,13 +169,20 @@ class ClipStore:
         return len(self.index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # a memory map would be pickled as all its bytes
+        kept = {name: value for name, value in self.__dict__.items() if name != "_rows"}
+        return {**kept, "_maps": {}}  # a memory map would be pickled as all its bytes
 
     def _map(self, shard: int) -> np.ndarray:
         """The memory map of a shard, opened once."""
         if shard not in self._maps:
             self._maps[shard] = np.load(self.path / f"frames-{shard:05d}.npy", mmap_mode="r")
         return self._maps[shard]
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[int, int]]:
+        """First row and number of rows of each video: they lie together, in order."""
+        ranges = self.index.with_row_index().group_by("video").agg(pl.col("index").min(), pl.len())
+        return {video: (first, rows) for video, first, rows in ranges.iter_rows()}
 
     def frames(self, row: int) -> np.ndarray:
         """The clip in one row of the index: (T, H, W, 3) uint8, a copy."""
@@ -182,9 +198,9 @@ class ClipStore:
 
         Raises: KeyError for an unknown id.
         """
-        clips = self.index.filter(pl.col("video") == video).sort("clip")
-        if not len(clips):
+        if video not in self._rows:
             raise KeyError(f"no clip of a video {video!r} in {self.path}")
+        clips = self.index.slice(*self._rows[video])
         parts = []
         for shard, offset, valid in clips.select("shard", "offset", "valid").iter_rows():
             start = offset + (1 if parts else 0)  # the first frame is the last of the clip before
@@ -203,6 +219,25 @@ class ClipStore:
             several = isinstance(value, Collection) and not isinstance(value, str)
             keep = keep & (pl.col(column).is_in(list(value)) if several else pl.col(column) == value)
         return self.index.select(pl.arg_where(keep)).to_series().to_list()
+
+    def sources(self, names: Sequence[str] | None, key: str) -> list[str]:
+        """The sources that a stage names in its parameter `key`, or all (None), sorted.
+
+        Raises: UserError if one of them is unknown, or none is named.
+        """
+        known = self.index["source"].unique().sort().to_list()
+        chosen = known if names is None else sorted(set(names))
+        if unknown := [name for name in chosen if name not in known] or ([] if chosen else ["none"]):
+            raise UserError(f"{key}: expected some of the sources {', '.join(known)}, got {unknown[0]}; change it")
+        return chosen
+
+    def train_rows(self, sources: Sequence[str]) -> list[int]:
+        """Rows of split train of some sources. Raises: UserError naming a source that has none."""
+        for source in sources:
+            if not self.select(split="train", source=source):
+                of = f" of the source {source}" if len(sources) > 1 else ""
+                raise UserError(f"{self.path} holds no clip of split train{of}; give some videos that split")
+        return self.select(split="train", source=sources)
 
     def videos(self, **wanted: Any) -> list[str]:
         """Ids of the videos that have a selected clip, in the order they are stored."""

@@ -9,33 +9,30 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vw2.media.picture import MediaError, Picture, quarter_turns
+from vw2.media.timing import MAX_GAP, frame_rate, longest_gap
 
 MAX_SIDE = 8192  # pixels; what the largest cameras record. Beyond it lie decompression bombs
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf,m4v,h264,hevc,ivf"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 EXACT_COUNT = "mov"  # containers of this family state their number of frames exactly
 MAX_SAR = 16.0  # a pixel more than 16 times as wide as high is a broken header, not an anamorphic lens
-JITTER = 0.25  # frames; timestamps within this distance of a regular grid count as constant rate
 
 av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, FFmpeg need not print it too
-
-
-class MediaError(Exception):
-    """A file that cannot be used; the message is the reason, `frames` how many came out before."""
-
-    def __init__(self, reason: str, frames: int = 0) -> None:
-        super().__init__(reason)
-        self.frames = frames
 
 
 @dataclass(frozen=True)
@@ -65,14 +62,13 @@ def _pick_stream(container: av.container.InputContainer, path: Path) -> av.Video
 @contextmanager
 def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file and make its video stream ready to decode; every FFmpeg error becomes a MediaError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(2, "no such video", str(path))
-    if Path(path).stat().st_size == 0:
-        raise MediaError("is empty (0 bytes)")
+    _check_file(Path(path))
     try:
         # An absolute path, since FFmpeg would read "a:b.mp4" as a protocol named a.
         container = av.open(os.path.abspath(path), container_options=OPTIONS, metadata_errors="replace")
-    except (av.FFmpegError, ValueError, MemoryError) as error:
+    except MemoryError as error:
+        raise MediaError("asks for more memory than it may have (broken headers?)") from error
+    except (av.FFmpegError, ValueError) as error:
         raise MediaError(f"is not a video in a known container ({_words(error)})") from error
     with container:
         stream = _pick_stream(container, path)
@@ -87,6 +83,17 @@ def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.containe
         yield container, stream
 
 
+def _check_file(path: Path) -> None:
+    """Raise MediaError or OSError unless this is a file with something in it that may be read. A pipe would hang."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError(f"is a {'folder' if stat.S_ISDIR(found.st_mode) else 'pipe or device'}, not a file")
+    if found.st_size == 0:
+        raise MediaError("is empty (0 bytes)")
+    with path.open("rb"):  # FFmpeg would not tell a lack of permission from a lack of sense
+        pass
+
+
 def _words(error: BaseException) -> str:
     """An FFmpeg error without errno and file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -98,7 +105,7 @@ def _decode(
     """All pictures of a stream in display order; MediaError on damage, at the time limit or if the file ends early."""
     start = time.process_time()
     packets = count = 0
-    last = None
+    first = last = None
     try:
         for packet in container.demux(stream):
             packets += packet.size > 0
@@ -109,6 +116,10 @@ def _decode(
                     raise MediaError(f"turns to {frame.width}x{frame.height} pixels after {count} frames", count)
                 if frame.is_corrupt:
                     raise MediaError(f"breaks after {count} frames (damaged picture)", count)
+                first = first or frame
+                if (frame.width, frame.height) != (first.width, first.height):
+                    sizes = [f"{each.width}x{each.height}" for each in (first, frame)]
+                    raise MediaError(f"changes its size after {count} frames from {sizes[0]} to {sizes[1]}", count)
                 yield frame
                 count += 1
                 last = frame
@@ -119,24 +130,29 @@ def _decode(
     if last is None:
         promise = f" ({stream.frames} declared)" if stream.frames else ""
         raise MediaError(f"holds no frame that can be decoded{promise}")
-    _check_whole(container, stream, packets, count, last)
+    _check_whole(container, stream, packets, count, [first, last])
 
 
 def _check_whole(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: int, count: int, last: av.VideoFrame
+    container: av.container.InputContainer, stream: av.VideoStream, packets: int, count: int, ends: list[av.VideoFrame]
 ) -> None:
     """Raise MediaError if the file declares clearly more than it holds (a broken download or a full card)."""
-    declared = stream.frames
-    slack = 0 if EXACT_COUNT in container.format.name.split(",") else 2 + declared // 50
-    if packets < declared - slack:
-        raise MediaError(f"is cut short: {count} frames came out of {declared} declared", count)
-    expected = _declared_duration(container, stream)
-    if declared == 0 and expected and last.time is not None:
-        end = last.time + float((last.duration or 0) * (last.time_base or 0))
-        if end < expected - max(0.5, 0.02 * expected):
-            raise MediaError(
-                f"is cut short: {count} frames came out, up to {end:.2f} s of {expected:.2f} s declared", count
-            )
+    (first, last), declared = ends, stream.frames
+    exact = EXACT_COUNT in container.format.name.split(",")
+    if exact and declared:  # an edit list leaves out frames that are counted but lie in no entry of the index
+        declared = min(declared, len(stream.index_entries) or declared)
+    expected, end = _declared_duration(container, stream), None
+    if last.time is not None and first.time is not None:
+        # Times below 0 (a transport stream whose clock wrapped) shift the end.
+        end = last.time - min(0.0, first.time) + float((last.duration or 0) * (last.time_base or 0))
+    short = bool(expected) and end is not None and end < expected - max(0.5, 0.02 * expected)
+    if packets < declared - (0 if exact else 2 + declared // 50):
+        text = "is cut short" if exact or short else "lacks frames"  # an AVI may leave out what it shows again
+        raise MediaError(f"{text}: {count} frames came out of {declared} declared", count)
+    if declared == 0 and short:
+        raise MediaError(
+            f"is cut short: {count} frames came out, up to {end:.2f} s of {expected:.2f} s declared", count
+        )
 
 
 def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
@@ -154,14 +170,9 @@ def _declared_duration(container: av.container.InputContainer, stream: av.VideoS
     return container.duration / av.time_base if alone and container.duration else 0.0
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Quarter turns counter-clockwise that the display matrix asks for, 0 to 3; 0 for a broken matrix."""
-    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0
-
-
 def _info(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> VideoInfo:
     """Facts from the headers and the first picture."""
-    turns = _quarter_turns(frame)
+    turns = quarter_turns(frame)
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     sar = float(stream.sample_aspect_ratio or 1)
     sar = sar if 1 / MAX_SAR <= sar <= MAX_SAR else 1.0
@@ -210,50 +221,16 @@ def timeline(
     fps, variable = frame_rate(times, declared)
     if not fps:
         raise MediaError(f"states neither a frame rate nor usable times for its {len(times)} frames", len(times))
+    gap, begin = longest_gap(times, fps)
+    if gap > MAX_GAP:
+        raise MediaError(f"shows one frame for {gap:.0f} s from {begin:.1f} s on (broken times or slides)", len(times))
     return replace(info, fps=fps, variable=variable, frames=len(times), duration=len(times) / fps), times
 
 
-def frame_rate(times: Sequence[float | None], declared: Sequence[float]) -> tuple[float, bool]:
-    """Frame rate of a video from the times of its frames (our choice).
-
-    Args:
-        times: seconds, in display order; None where the file says nothing.
-        declared: rates the container claims, the most trusted first.
-    Returns: (frames per second, False) if all times lie within a quarter frame of a regular grid at a declared or the
-        mean rate; (mean rate, True) if they do not. Times that are missing or do not increase say nothing: then the
-        first declared rate holds (0.0 if there is none).
-    """
-    if len(times) < 2 or None in times or any(b <= a for a, b in zip(times, times[1:], strict=False)):
-        return (declared[0] if declared else 0.0), False
-    offset = np.asarray(times, dtype=np.float64) - times[0]
-    mean = (len(times) - 1) / offset[-1]
-    index = np.arange(len(times))
-    for rate in (*declared, mean):
-        if np.abs(offset * rate - index).max() <= JITTER:
-            return float(rate), False
-    return float(mean), True
-
-
-def _to_rgb(frame: av.VideoFrame, count: int) -> np.ndarray:
-    """One decoded picture as (H, W, 3) uint8 RGB, not rotated; transparency lies on white, as browsers show it."""
-    transparent = any(component.is_alpha for component in frame.format.components)
-    try:
-        # PyAV would forget the range of full-range video unless it is told again.
-        rgba = frame.to_ndarray(format="rgba" if transparent else "rgb24", src_color_range=frame.color_range, threads=1)
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-        raise MediaError(f"has pixels in a format that cannot be converted ({frame.format.name})", count) from error
-    if not transparent:
-        return rgba
-    colour, alpha = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
-    if alpha.min() == 255:
-        return np.ascontiguousarray(colour)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-
-
-def read_frames(
+def read_pictures(
     path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds: float | None = None
-) -> Iterator[tuple[float, np.ndarray]]:
-    """Decode a video in display order, one frame in memory at a time.
+) -> Iterator[tuple[float, Picture]]:
+    """Decode a video in display order, one frame in memory at a time, whose pixels are made when asked for.
 
     Args:
         path: video file.
@@ -261,17 +238,24 @@ def read_frames(
         max_side: pixels; a larger picture, declared or decoded, is refused before it is allocated.
         max_seconds: limit of this process's computing time for the file (not wall-clock time, so that a busy machine
             refuses no more than an idle one), checked between packets; None for no limit.
-    Yields: (seconds since the first frame, (H, W, 3) uint8 RGB). Rotated as the metadata asks; pixels may be oblong
-        (`VideoInfo.sar`, squared by `vw2.media.resize`). Where the file gives no time it is nan.
+    Yields: (seconds since the first frame, picture). Where the file gives no time it is nan.
     Raises: MediaError with the reason and the number of frames that came out; FileNotFoundError.
     """
     with _open(path, max_side, threads) as (container, stream):
-        first = None
+        first, scaler = None, VideoReformatter()
         for count, frame in enumerate(_decode(container, stream, max_side, max_seconds)):
             seconds = math.nan if frame.time is None else float(frame.time)
             first = seconds if first is None else first
-            picture = np.rot90(_to_rgb(frame, count), _quarter_turns(frame))
-            yield seconds - first, np.ascontiguousarray(picture)
+            yield seconds - first, Picture(frame, count, scaler)
+
+
+def read_frames(path: Path, **limits: Any) -> Iterator[tuple[float, np.ndarray]]:
+    """As `read_pictures`, with pixels: (seconds since the first frame, (H, W, 3) uint8 RGB).
+
+    Rotated as the metadata asks; pixels may be oblong (`VideoInfo.sar`, squared by `vw2.media.resize`).
+    """
+    for seconds, picture in read_pictures(path, **limits):
+        yield seconds, picture.rgb()
 
 
 def read_image(path: Path, *, max_side: int = MAX_SIDE, formats: Sequence[str] | None = None) -> np.ndarray:

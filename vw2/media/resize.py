@@ -28,6 +28,31 @@ def _scale(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return frame
 
 
+def window(shape: tuple[int, int], height: int, width: int, fit: Fit, sar: float) -> tuple[int, int]:
+    """(rows, columns) that are used: of the source for cover and stretch, of the target for letterbox."""
+    rows, columns = shape
+    seen, target = columns * sar / rows, width / height  # aspect ratios as shown
+    if fit == "stretch":
+        return rows, columns
+    if fit == "cover":
+        return (
+            min(rows, max(1, round(rows * seen / target))) if seen < target else rows,
+            min(columns, max(1, round(columns * target / seen))) if seen > target else columns,
+        )
+    if fit == "letterbox":
+        return (
+            height if seen < target else max(1, min(height, round(width / seen))),
+            width if seen > target else max(1, min(width, round(height * seen))),
+        )
+    raise ValueError(f"expected fit cover, letterbox or stretch, got {fit!r}")
+
+
+def centre(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The middle (rows, columns) of a frame, a view."""
+    top, left = (frame.shape[0] - rows) // 2, (frame.shape[1] - columns) // 2
+    return frame[top : top + rows, left : left + columns]
+
+
 def resize_frame(frame: np.ndarray, height: int, width: int, fit: Fit = "cover", sar: float = 1.0) -> np.ndarray:
     """Bring one frame to a size with square pixels (our choice; the authors' release stretches).
 
@@ -39,23 +64,19 @@ def resize_frame(frame: np.ndarray, height: int, width: int, fit: Fit = "cover",
         sar: width / height of one source pixel.
     Returns: (height, width, 3) uint8; `frame` itself if it already fits.
     """
-    rows, columns = frame.shape[:2]
-    if fit == "stretch" or (rows, columns, sar) == (height, width, 1.0):
-        return _scale(frame, height, width)
-    shape, target = columns * sar / rows, width / height  # aspect ratios as shown
-    if fit == "cover":
-        kept_rows = min(rows, max(1, round(rows * shape / target))) if shape < target else rows
-        kept_columns = min(columns, max(1, round(columns * target / shape))) if shape > target else columns
-        top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
-        return _scale(frame[top : top + kept_rows, left : left + kept_columns], height, width)
-    if fit == "letterbox":
-        inner_height = height if shape < target else max(1, min(height, round(width / shape)))
-        inner_width = width if shape > target else max(1, min(width, round(height * shape)))
-        top, left = (height - inner_height) // 2, (width - inner_width) // 2
-        canvas = np.zeros((height, width, 3), np.uint8)
-        canvas[top : top + inner_height, left : left + inner_width] = _scale(frame, inner_height, inner_width)
-        return canvas
-    raise ValueError(f"expected fit cover, letterbox or stretch, got {fit!r}")
+    if (*frame.shape[:2], sar) == (height, width, 1.0):
+        return frame
+    rows, columns = window(frame.shape[:2], height, width, fit, sar)
+    if fit != "letterbox":
+        return _scale(centre(frame, rows, columns), height, width)
+    return boxed(_scale(frame, rows, columns), height, width)
+
+
+def boxed(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A frame in the middle of a black one."""
+    canvas = np.zeros((height, width, 3), np.uint8)
+    centre(canvas, *frame.shape[:2])[:] = frame
+    return canvas
 
 
 def resize_frames(frames: np.ndarray, height: int, width: int, fit: Fit = "cover", sar: float = 1.0) -> np.ndarray:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vw2.media.decode import MAX_SIDE, MediaError, VideoInfo, read_frames, timeline
+from vw2.media.decode import MAX_SIDE, MediaError, VideoInfo, read_frames, read_pictures, timeline
+from vw2.media.picture import Picture
 
 Span = tuple[float, float]  # start and stop, seconds after the first frame of the file
-Timed = tuple[float, np.ndarray]
+Timed = tuple[float, Picture]
 
 
 def position(seconds: float, span: Span, fps: float) -> int:
@@ -49,12 +50,12 @@ def read_spans(path: Path, spans: Sequence[Span], fps: float) -> Iterator[tuple[
         path: video file.
         spans: parts, in any order; where they overlap the file is decoded again.
         fps: frames per second of the file, which say what half a frame is.
-    Yields: (number of the span, its frames as (seconds since the first frame of the span, (H, W, 3) uint8 RGB)); the
+    Yields: (number of the span, its frames as (seconds since the first frame of the span, picture)); the
         frames must be taken before the next span is asked for.
-    Raises: as `read_frames`.
+    Raises: as `read_pictures`.
     """
     for batch in _passes(spans):
-        with closing(read_frames(path)) as frames:
+        with closing(read_pictures(path)) as frames:
             held: list[Timed] = []
             for number in batch:
                 part = _take(frames, held, spans[number], fps)
@@ -63,13 +64,14 @@ def read_spans(path: Path, spans: Sequence[Span], fps: float) -> Iterator[tuple[
                     pass
 
 
-def read_span(path: Path, start: float | None, stop: float | None, fps: float) -> Iterator[Timed]:
-    """The frames of one row of the manifest: a whole file (start None), or a part of one."""
+def read_span(path: Path, start: float | None, stop: float | None, fps: float) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames of one row of the manifest, as `read_frames`: a whole file (start None), or a part of one."""
     if start is None or stop is None:
         yield from read_frames(path)
         return
     for _, part in read_spans(path, [(start, stop)], fps):
-        yield from part
+        for seconds, picture in part:
+            yield seconds, picture.rgb()
 
 
 def _passes(spans: Sequence[Span]) -> list[list[int]]:

@@ -2,7 +2,12 @@
 
 Codes reach the coarse decoder detached, so that reconstruction teaches them nothing in the joint stage; they reach the
 VDM with gradient, through projection and causal cross-attention; the coarse video steers the VDM through a
-gradient-stopped control branch (VideoWorld 2, sec. 3 and 5.5).
+gradient-stopped control branch (VideoWorld 2, sec. 3 and 5.5). The paper's ablation of the architecture in parameters:
+
+no VDM                                      stages.train_plain_ldm
+VDM, decoder loss reaches the codes         dldm.reconstruction codes, dldm.control.blocks 0
++ stop-gradient                             dldm.reconstruction decoder, dldm.control.blocks 0
++ control branch (the dLDM)                 dldm.reconstruction decoder, dldm.control.blocks from 1 on
 
 Legend: B batch, T frames, L latent frames, K = L - 1 steps, N queries, G digits, C latent channels.
 """
@@ -13,27 +18,58 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vw2.models.adapt import AdaptConfig, adapt_vdm
+from vw2.models.attention import Attention, Sight
+from vw2.models.backends import BackendConfig
 from vw2.models.control import ControlBranch, ControlConfig
-from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, sample
-from vw2.models.ldm import LDM, Drawing, LDMConfig, reconstruction_loss
-from vw2.models.prior import Prior
+from vw2.models.denoiser import SOLVERS
+from vw2.models.flow import FRAME_TIMES, SAMPLERS, FrameTimes, Order, add_noise, flow_loss, motion_weight, noised
+from vw2.models.ldm import LDM, Drawing, LDMConfig
+from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
+from vw2.models.timeline import STRIDE, Window, fill, windows
+
+
+def stop_both(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    return first.detach(), codes.detach()
+
+
+def stop_codes(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    return first, codes.detach()
+
+
+def stop_nothing(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    return first, codes
+
+
+# What of (f_0, codes) the coarse loss may reach in the joint stage; each name adds to those before it.
+REACH = {"off": stop_both, "decoder": stop_both, "trunk": stop_codes, "codes": stop_nothing}
 
 
 @dataclass(frozen=True)
 class DLDMConfig(LDMConfig):
     """Group `dldm` of params.yaml: an LDM and what stands around it."""
 
+    backend: BackendConfig = field(default_factory=BackendConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
-    reconstruction: Literal["off", "decoder", "trunk"] = "decoder"  # what the coarse loss teaches in the joint stage
+    vdm: AdaptConfig = field(default_factory=AdaptConfig)
+    window: int = 93  # most frames that the VDM draws at once
+    attention: Attention = "dense"  # how the VDM's masked attention is computed; the result is the same
+    self_attention: Sight = "causal"  # of the VDM, over latent frames
+    cross_attention: Sight = "causal"  # of latent frames to code steps
+    frame_times: FrameTimes = "shared"  # noise levels of a clip's latent frames in training
+    # what the coarse loss teaches in the joint stage: nothing, the decoder, the encoder too, the codes too
+    reconstruction: Literal["off", "decoder", "trunk", "codes"] = "decoder"
     reconstruction_weight: float = 1.0
     time_shift: float = 1.59  # t = sigmoid(N(0, 1) + shift)
     motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
     sampling_steps: int = 6
-    sampling_shift: float = 3.0
+    sampling_solver: Literal["euler", "ab2"] = "euler"  # see SOLVERS
+    sampling_shift: float = 3.0  # bends the noise levels: euler's shift, ab2's rho
     sampling_start: float = 1.0  # noise level at which sampling begins, on top of the coarse video; 1 = noise alone
+    sampling_order: Order = "clip"  # all latent frames together, or one after the other over its clean past
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,6 +78,34 @@ class DLDMConfig(LDMConfig):
                 "dldm.sampling_start must lie in (0, 1] and dldm.sampling_steps be at least 1, "
                 f"got {self.sampling_start} and {self.sampling_steps}"
             )
+        if self.sampling_order == "frames" and (self.frame_times, self.self_attention) != ("independent", "causal"):
+            raise ValueError(
+                "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
+                f"got {self.frame_times} and {self.self_attention}; change these or set it to clip"
+            )
+        if self.backend.tokens and (self.self_attention, self.cross_attention) != ("full", "full"):
+            raise ValueError(
+                "dldm.backend.tokens goes with dldm.self_attention and dldm.cross_attention full, "
+                f"got {self.self_attention} and {self.cross_attention}; change these or set it to 0"
+            )
+        if self.window <= STRIDE or self.window % STRIDE != 1:
+            raise ValueError(f"dldm.window must be 1 + {STRIDE}m frames, at least {1 + STRIDE}, got {self.window}")
+        if self.control.blocks < 0 or self.reconstruction_weight < 0:
+            raise ValueError(
+                "dldm.control.blocks and dldm.reconstruction_weight must be at least 0, "
+                f"got {self.control.blocks} and {self.reconstruction_weight}"
+            )
+
+    def for_clips(self, frames: int):
+        """As of the LDM; and what the VDM draws at once must fit its projection."""
+        config, most = super().for_clips(frames), self.projection.max_steps
+        parts = windows((frames - 1) // config.stride, self.window, config.stride)
+        if (longest := max(part.end - part.begin for part in parts)) > most:
+            raise ValueError(
+                f"the VDM draws {longest} steps at once but dldm.projection.max_steps is {most}; "
+                "raise it or lower dldm.window"
+            )
+        return config
 
     @property
     def ldm(self) -> LDMConfig:
@@ -55,24 +119,34 @@ class JointBatch:
 
     video: Tensor  # (B, 3, T, size, size) in [-1, 1]: what the LDM sees
     ends: Tensor  # (B, 3, 2, H, W) in [-1, 1]: first and last frame, at full size
-    latents: Tensor  # (B, C, L, h, w): what the VDM learns to make
+    latents: Tensor  # (B, C, L, h, w): what the VDM learns to make (of several windows end to end: encode_windows)
 
     def to(self, device) -> "JointBatch":
         return JointBatch(self.video.to(device), self.ends.to(device), self.latents.to(device))
 
 
 class DLDM(nn.Module):
-    """LDM + projection + control branch + VDM; the VAE stays outside."""
+    """LDM + projection + control branch + VDM; the VAE stays outside.
 
-    def __init__(self, config: DLDMConfig, prior: Prior):
+    The VDM is the prior's own, adapted in place (vw2.models.adapt); blocks of the control branch are copies of it as it
+    was before.
+    """
+
+    def __init__(self, config: DLDMConfig, prior: VideoPrior):
         super().__init__()
         self.config = config
         self.ldm = LDM(config.ldm)
         self.vdm = prior.vdm
+        self.vdm.layout.attention = config.attention
+        self.vdm.layout.frame_sight = config.self_attention
+        self.vdm.layout.code_sight = config.cross_attention
         digits = len(config.ldm.resolved())
-        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.config.vdm.context)
-        latent = prior.config.vae.latent
-        self.control = ControlBranch(config.control, self.vdm, latent) if config.control.blocks else None
+        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.vdm.context)
+        self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
+        adapt_vdm(self.vdm, config.vdm)
+        self.ldm.decoder.requires_grad_(config.reconstruction != "off")
+        self.reach = REACH[config.reconstruction]
+        self.stride = config.stride or STRIDE
 
     def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor) -> Tensor:
         """The VDM's velocity; noisy, time and first as in VDM.forward.
@@ -85,55 +159,86 @@ class DLDM(nn.Module):
         control = branch(self.vdm, noisy, time, first, tokens, hint) if branch is not None else None
         return self.vdm(noisy, time, first, tokens, control)
 
-    def draw(self, frame: Tensor, codes: Tensor) -> Drawing:
-        """What the coarse decoder draws for detached codes, with the gradients that `reconstruction` allows."""
-        features = self.ldm.features(frame)
-        first = features if self.config.reconstruction == "trunk" else features.detach()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
-            return self.ldm.decoder(first, codes.detach())
+    def windows(self, steps: int) -> list[Window]:
+        """The windows in which K steps are drawn."""
+        return windows(steps, self.config.window, self.stride)
 
-    def forward(self, batch: JointBatch, vae, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the joint stage: denoising + reconstruction. Returns (loss, logs).
+    def draw(self, frame: Tensor, codes: Tensor) -> Drawing:
+        """What the coarse decoder draws for first frame and codes, with the gradients that `reconstruction` allows."""
+        return self.ldm.decoder(*self.reach(self.ldm.features(frame), codes))
+
+    def denoising(self, clean: Tensor, known: Tensor, coarse: Tensor, codes: Tensor, rng: torch.Generator) -> Tensor:
+        """Denoising loss of one window, at noise levels and with noise drawn from `rng`.
 
         Args:
-            vae: the frozen VideoVAE that `batch.latents` come from.
-            rng: of noise and noise levels.
+            clean: (B, C, L, h, w) latents of the real video.
+            known: (B, C, 1, h, w) latents of the given first frame.
+            coarse: (B, C, L, h, w) latents of the coarse video.
+            codes: (B, K, N, G) of the window.
         """
-        clean = batch.latents
+        noise = torch.randn(clean.shape, generator=rng)
+        time = FRAME_TIMES[self.config.frame_times](len(clean), clean.shape[2], self.config.time_shift, rng)
+        jitter = self.config.first_noise * torch.rand(len(clean), 1, 1, 1, 1, generator=rng)
+        first = known + jitter * torch.randn(known.shape, generator=rng)
+        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known)
+        weight = motion_weight(clean, self.config.motion_weight) * noised(time, clean.shape[2])
+        return flow_loss(velocity.float(), clean, noise, weight)
+
+    def forward(self, batch: JointBatch, vae, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the joint stage: denoising (of a window drawn at random) + reconstruction. Returns (loss, logs).
+
+        Args:
+            vae: the frozen VAE that `batch.latents` come from.
+            rng: of windows, noise and noise levels.
+        """
         codes, index = self.ldm.quantise(self.ldm.features(batch.video))
         large = self.ldm.given(batch.video, batch.ends)
         small = self.ldm.shrink(large)
         drawing = self.draw(small, codes)
-        recon = reconstruction_loss(drawing.over(small), batch.video, self.config.pixel_motion_weight)
+        recon = self.ldm.loss(drawing.over(small), batch.video)
+        window = pick(self.windows(codes.shape[1]), rng)
+        clean = batch.latents[:, :, window.latents]
         with torch.no_grad():
-            coarse = vae.encode(drawing.over(large))
-            known = vae.encode(large)
-        noise = torch.randn(clean.shape, generator=rng)
-        time = draw_time(len(clean), self.config.time_shift, rng)
-        jitter = self.config.first_noise * torch.rand(len(clean), 1, 1, 1, 1, generator=rng)
-        first = known + jitter * torch.randn(known.shape, generator=rng)
-        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known)
-        denoise = flow_loss(velocity.float(), clean, noise, motion_weight(clean, self.config.motion_weight))
+            coarse = vae.encode(fill(drawing.over(large)[:, :, window.frames]))
+            known = vae.encode(large) if window.begin == 0 else clean[:, :, :1]
+        denoise = self.denoising(clean, known, coarse, codes[:, window.steps], rng)
         loss = denoise + self.config.reconstruction_weight * recon
         used = torch.unique(index).numel()
         return loss, {"train/denoise": denoise.detach(), "train/recon": recon.detach(), "codes/used": used}
 
     @torch.no_grad()
     def render(self, vae, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-        """Render one clip.
+        """Render one clip, window by window; each begins with the last frame of the one before.
 
         Args:
-            vae: VideoVAE of the prior.
+            vae: the VAE of the prior.
             first_frame: (B, 3, 1, H, W) in [-1, 1].
             index: (B, K, N) int64 codes.
             noise: (B, C, L, h, w) standard normal start.
         Returns: (B, 3, T, H, W) in [-1, 1].
         """
-        first, codes = vae.encode(first_frame), self.ldm.fsq.to_codes(index)
-        coarse = vae.encode(self.ldm.coarse(first_frame, index))
-        velocity = lambda x, t: self.velocity(x, t, first, codes, coarse - first)  # noqa: E731
-        config = self.config
-        latents = add_noise(coarse, noise, torch.full((len(coarse),), config.sampling_start))
-        return vae.decode(
-            sample(velocity, latents, first, config.sampling_steps, config.sampling_shift, config.sampling_start)
-        )
+        codes, coarse = self.ldm.fsq.to_codes(index), self.ldm.coarse(first_frame, index)
+        parts = [first_frame]
+        for part in self.windows(index.shape[1]):
+            frame = parts[-1][:, :, -1:]
+            video = self.render_window(
+                vae, frame, codes[:, part.steps], coarse[:, :, part.frames], noise[:, :, part.noise]
+            )
+            parts.append(video[:, :, min(part.number, 1) :])  # later windows share their first frame with the last
+        return torch.cat(parts[1:], dim=2)
+
+    def render_window(self, vae, frame: Tensor, codes: Tensor, coarse: Tensor, noise: Tensor) -> Tensor:
+        """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`."""
+        first, hint = vae.encode(frame), vae.encode(fill(coarse))
+        change, config = hint - first, self.config
+        velocity = lambda x, t, frames: self.velocity(x, t, first, codes, change[:, :, frames])  # noqa: E731
+        latents = add_noise(hint, noise, torch.full((len(hint),), config.sampling_start))
+        schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
+        draw, solver = SAMPLERS[config.sampling_order], SOLVERS[config.sampling_solver]
+        video = vae.decode(draw(velocity, latents, first, *schedule, self.vdm.layout, solver))
+        return video[:, :, : coarse.shape[2]]
+
+
+def pick(parts: list[Window], rng: torch.Generator) -> Window:
+    """One window at random; nothing is drawn where there is but one."""
+    return parts[0] if len(parts) == 1 else parts[int(torch.randint(len(parts), (), generator=rng))]

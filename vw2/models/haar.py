@@ -2,7 +2,7 @@
 
 The coefficients, their order and scale are those of diffusers' CosmosPatchEmbed3d(4, "haar"), which the fixed matrix
 here is read from; as one matrix product the transform is some ten times faster on a CPU than as grouped convolutions.
-The first frame is repeated 4 times, so that it has patches of its own.
+The first frame is repeated 4 times, so that it has patches of its own. Other powers of 2 than 4 do as well.
 """
 
 import vw2.torchvision_ops  # noqa: F401
@@ -28,23 +28,27 @@ def unblocks(cells: Tensor, side: int, frames: int = PATCH) -> Tensor:
     return video[:, :, frames - 1 :]
 
 
-def haar_matrix() -> Tensor:
-    """(64, 64) coefficients from pixels of a block; its inverse is 64 times its transpose."""
-    impulses = torch.eye(PATCH**3).view(PATCH**3, 1, PATCH, PATCH, PATCH)
-    video = torch.cat([torch.zeros(PATCH**3, 1, 1, PATCH, PATCH), impulses], dim=2)  # behind an empty first frame
-    return CosmosPatchEmbed3d(PATCH, "haar")(video)[:, :, 1, 0, 0].T.contiguous()
+def haar_matrix(side: int = PATCH) -> Tensor:
+    """(side^3, side^3) coefficients from pixels of a block; its inverse is side^3 times its transpose."""
+    volume = side**3
+    with torch.device("cpu"):  # also where a model is built on the meta device
+        impulses = torch.eye(volume).view(volume, 1, side, side, side)
+        video = torch.cat([torch.zeros(volume, 1, 1, side, side), impulses], dim=2)  # behind an empty first frame
+        matrix = CosmosPatchEmbed3d(side, "haar")(video)[:, :, 1, 0, 0].T.contiguous()
+    return matrix.to(torch.get_default_device())
 
 
 class HaarPatch(nn.Module):
-    """(B, C, T, H, W) <-> (B, 64 C, L, H/4, W/4)."""
+    """(B, C, T, H, W) <-> (B, side^3 C, L, H/side, W/side)."""
 
-    def __init__(self):
+    def __init__(self, side: int = PATCH):
         super().__init__()
-        self.register_buffer("matrix", haar_matrix(), persistent=False)
+        self.side = side
+        self.register_buffer("matrix", haar_matrix(side), persistent=False)
 
     def forward(self, video: Tensor) -> Tensor:
-        return rearrange(blocks(video, PATCH) @ self.matrix.T, "b l h w c s -> b (s c) l h w")
+        return rearrange(blocks(video, self.side, self.side) @ self.matrix.T, "b l h w c s -> b (s c) l h w")
 
     def inverse(self, patches: Tensor) -> Tensor:
-        coefficients = rearrange(patches, "b (s c) l h w -> b l h w c s", s=PATCH**3)
-        return unblocks(coefficients @ self.matrix * PATCH**3, PATCH)
+        coefficients = rearrange(patches, "b (s c) l h w -> b l h w c s", s=self.side**3)
+        return unblocks(coefficients @ self.matrix * self.side**3, self.side, self.side)

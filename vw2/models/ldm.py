@@ -1,12 +1,12 @@
 """The latent dynamics model (LDM): video -> causal features -> codes of what is done -> coarse video.
 
-Legend: B batch, T frames, L latent frames (1 + (T-1)/4), K = L - 1 steps (transitions), N queries a step, G code
-digits, C feature width, h w feature pixels (H/4, W/4).
+Legend: B batch, T frames, L latent frames (1 + (T-1)/4; 2 for T = 2), K = L - 1 steps (transitions), N queries a step,
+G code digits, C feature width, h w feature pixels (H/4, W/4).
 Symbols as in VideoWorld 2, sec. 3 and Alg. 1. Space is the business of 2-D layers on single frames, time of small
 causal ones between them: on two cores that trains about twice as fast as 3-D convolutions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,11 +14,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, interpolate, silu
 
-from vw2.models.flow import motion_weight
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH, HaarPatch
 from vw2.models.layers import GROUPS, CrossAttention, FrameAttention, FrameBlock, flatten_frames, unflatten_frames, zero
+from vw2.models.losses import LEAST_SIDE, Loss, reconstruction_loss
 from vw2.models.queries import PrefixQueries
+from vw2.models.timeline import STRIDE, fill, stride_of
 
 HAAR_CHANNELS = 3 * PATCH**3
 
@@ -41,6 +42,10 @@ class LDMConfig:
     )
     history_width: int = 128  # of the code history in the decoder
     max_steps: int = 64  # most steps K in a clip
+    stride: int | None = None  # frames per step; None = derived from the clips (timeline.stride_of)
+    reconstruction_loss: Literal["l2", "l1_vgg"] = "l2"
+    vgg_weight: float = 0.1  # factor on the VGG part of l1_vgg
+    vgg_file: str | None = None  # weights of that VGG; None = the torch hub cache
     pixel_motion_weight: float = 8.0  # how much more the coarse loss says where something moves; 0 = plain mean (paper)
     drawn_share: float = 0.5  # share of training clips whose first frame the LDM draws itself; 0 = none (paper)
 
@@ -50,9 +55,24 @@ class LDMConfig:
             raise ValueError(f"dldm.drawn_share must lie in [0, 1], got {self.drawn_share}; change it")
         if self.size % (2 * PATCH):
             raise ValueError(f"dldm.size must be a multiple of {2 * PATCH}, got {self.size}; round it")
+        if self.reconstruction_loss == "l1_vgg" and self.size < LEAST_SIDE:
+            raise ValueError(f"dldm.reconstruction_loss l1_vgg needs dldm.size {LEAST_SIDE}, got {self.size}; raise it")
+        if self.reconstruction_loss != "l1_vgg" and self.vgg_file:
+            raise ValueError(
+                f"dldm.vgg_file is set but dldm.reconstruction_loss is {self.reconstruction_loss}; "
+                "set the loss to l1_vgg, or the file to null"
+            )
 
     def resolved(self) -> tuple[int, ...]:
         return resolve_levels(self.codebook, self.levels)
+
+    def loss(self) -> Loss:
+        """What the coarse video is judged by in training."""
+        return reconstruction_loss(self.reconstruction_loss, self.pixel_motion_weight, self.vgg_weight, self.vgg_file)
+
+    def for_clips(self, frames: int):
+        """This config with the stride of clips of T frames. Raises: ValueError if they do not fit."""
+        return replace(self, stride=stride_of(self.stride, frames, self.max_steps))
 
 
 class Encoder(nn.Module):
@@ -145,6 +165,7 @@ class CoarseDecoder(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, width)
         self.conv_out = zero(nn.Conv2d(width, 4 * PATCH**3, 1))  # red, green, blue, erase
         self.patch = HaarPatch()
+        self.stride = config.stride or STRIDE
 
     def forward(self, first: Tensor, codes: Tensor) -> Drawing:
         """f_0 (B, C, 1, h, w) of the first frame and codes (B, K, N, G) -> what to draw over that frame."""
@@ -157,6 +178,7 @@ class CoarseDecoder(nn.Module):
             if i == 0:
                 hidden = self.space(hidden)
         strokes = self.patch.inverse(unflatten_frames(self.conv_out(silu(self.norm(hidden))), len(codes)))
+        strokes = strokes[:, :, : 1 + self.stride * codes.shape[1]]
         return Drawing(erase=strokes[:, 3:], paint=strokes[:, :3])
 
 
@@ -182,10 +204,11 @@ class LDM(nn.Module):
         self.spread = nn.BatchNorm1d(config.queries * len(levels), affine=False, momentum=0.05)
         self.fsq = FSQ(levels)
         self.decoder = CoarseDecoder(config, len(levels))
+        self.loss = config.loss()
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> f (B, C, L, h, w)."""
-        return self.encoder(video)
+        return self.encoder(fill(video))
 
     def quantise(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """f -> codes (B, K, N, G) straight-through in [-1, 1], index (B, K, N) int64."""
@@ -197,8 +220,8 @@ class LDM(nn.Module):
         """First frames as the decoder is given them in training.
 
         A chained rollout begins each clip with a frame that the model drew. So that it learns to mend its own faults,
-        the first `drawn_share` of the batch get theirs drawn: as the last frame of the clip played backwards, whose
-        codes come of running statistics (our choice).
+        the first `drawn_share` of the batch get theirs drawn: as the last frame of the clip played backwards. Half of
+        those lie two clips away from a real frame: backwards from a last frame that was drawn too (our choice).
 
         Args:
             video: (B, 3, T, size, size).
@@ -208,12 +231,18 @@ class LDM(nn.Module):
         count = round(self.config.drawn_share * len(video))
         if not count:
             return ends[:, :, :1]
-        features = self.features(video[:count].flip(2))
-        z = self.query(features).float()
+        twice = count // 2
+        last = torch.cat([self.end(video[:twice], ends[:twice, :, :1]), ends[twice:count, :, 1:]])
+        return torch.cat([self.end(video[:count].flip(2), last), ends[count:, :, :1]])
+
+    def end(self, video: Tensor, first: Tensor) -> Tensor:
+        """Last frame as drawn over the first (B, 3, 1, H, W) with the codes that running statistics give a clip."""
+        if not len(video):
+            return first
+        z = self.query(self.features(video)).float()
         normal = batch_norm(z.flatten(2).flatten(0, 1), self.spread.running_mean, self.spread.running_var)
-        drawing = self.decoder(features[:, :, :1], self.fsq(normal.view_as(z))[0])
-        drawn = drawing.over(ends[:count, :, 1:])[:, :, -1:].clamp(-1, 1)
-        return torch.cat([drawn, ends[count:, :, :1]])
+        drawing = self.decoder(self.features(self.shrink(first)), self.fsq(normal.view_as(z))[0])
+        return drawing.over(first)[:, :, -1:].clamp(-1, 1)
 
     def shrink(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3, T, size, size), antialiased by area."""
@@ -235,14 +264,9 @@ class LDM(nn.Module):
         return drawing.over(first_frame).clamp(-1, 1)
 
     def forward(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction loss of the warm-up (VideoWorld 2, table 4: L2). Returns (loss, logs)."""
+        """Reconstruction loss of the warm-up (VideoWorld 2, sec. 3). Returns (loss, logs)."""
         codes, index = self.quantise(self.features(video))
         frame = self.given(video, video[:, :, [0, -1]])
         coarse = self.decoder(self.features(frame), codes).over(frame)
-        loss = reconstruction_loss(coarse, video, self.config.pixel_motion_weight)
+        loss = self.loss(coarse, video)
         return loss, {"train/recon": loss.detach(), "codes/used": torch.unique(index).numel()}
-
-
-def reconstruction_loss(coarse: Tensor, video: Tensor, motion: float) -> Tensor:
-    """Mean squared error over all frames (VideoWorld 2, table 4), `motion` times more where the video moves."""
-    return ((coarse.float() - video) ** 2 * motion_weight(video, motion)).mean()

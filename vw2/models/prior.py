@@ -1,7 +1,7 @@
-"""The video prior: a causal video VAE and a video diffusion transformer (VDM), both of diffusers.
+"""The video prior: a causal video VAE and a video diffusion transformer (VDM, `vw2.models.cosmos`), with their files.
 
-The mini prior and the real backbones are the same classes with other numbers. Legend: B batch, T frames, L latent
-frames (1 + (T-1)/4), C latent channels, h w latent pixels (H/8, W/8), S context tokens, D width of the context.
+Legend: B batch, T frames, L latent frames (1 + (T-1)/4), C latent channels, h w latent pixels (H/8, W/8), D width of
+the context.
 """
 
 import json
@@ -13,15 +13,14 @@ from typing import Literal
 import vw2.torchvision_ops  # noqa: F401  (must come before the Cosmos classes are imported)
 
 import torch
-from diffusers import AutoencoderKLCosmos, CosmosTransformer3DModel
+from diffusers import AutoencoderKLCosmos
 from einops import rearrange
 from torch import Tensor, nn
 
-from vw2.models.attention import Layout, set_block_causal
+from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.haar import PATCH, blocks, unblocks
 
 SIDE = 8  # pixels per latent pixel and side
-LEAST_TIME = 0.2  # divisor's floor where a velocity is made from a predicted clean video
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,18 @@ class VDMConfig:
     # choice for the mini prior: an untrained one then copies the first frame instead of making noise)
     prediction: Literal["velocity", "change"] = "change"
 
-    @property
-    def width(self) -> int:
-        return self.heads * self.head_width
+    def cosmos(self, latent: int) -> CosmosConfig:
+        """The numbers of the transformer for C = `latent` channels."""
+        return CosmosConfig(
+            latent=latent,
+            max_size=(64, 128, 128),
+            rope_scale=(1.0, 1.0, 1.0),
+            padding_mask=False,
+            tokens=0,
+            first_time=0.0,
+            attention="causal",
+            **asdict(self),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,7 @@ class VideoVAE(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         self.net = config.network()
+        self.latent, self.side = config.latent, SIDE
         cell = 3 * PATCH * SIDE**2  # numbers in a block
         self.register_buffer("basis", torch.zeros(cell, config.latent))
         self.register_buffer("centre", torch.zeros(cell))
@@ -137,88 +146,6 @@ class VideoVAE(nn.Module):
         return self.expand(latents).clamp(-1, 1)
 
 
-class VDM(nn.Module):
-    """Velocity of the rectified flow for a video whose first latent frame is known.
-
-    Self-attention is block-causal over latent frames and cross-attention causal over code steps (VideoWorld 2,
-    sec. 3.3): both masks are set by `vw2.models.attention`.
-    """
-
-    def __init__(self, config: VDMConfig, latent: int):
-        super().__init__()
-        self.config = config
-        self.layout = Layout()
-        self.transformer = CosmosTransformer3DModel(
-            in_channels=latent + 1,
-            out_channels=latent,
-            num_attention_heads=config.heads,
-            attention_head_dim=config.head_width,
-            num_layers=config.layers,
-            text_embed_dim=config.context,
-            adaln_lora_dim=config.adaln_rank,
-            max_size=(64, 128, 128),
-            rope_scale=(1.0, 1.0, 1.0),
-            concat_padding_mask=False,
-            extra_pos_embed_type=None,
-            controlnet_block_every_n=1,
-        )
-        self.null = nn.Parameter(torch.zeros(1, 1, config.context))  # stands where there is no code yet
-        set_block_causal(self.transformer.transformer_blocks, self.layout)
-        if config.prediction == "change":
-            nn.init.zeros_(self.transformer.proj_out.weight)
-
-    def inputs(self, noisy: Tensor, time: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Put the clean first frame in place: latents, per-frame times (B, 1, L, 1, 1), condition mask."""
-        latents = torch.cat([first, noisy[:, :, 1:]], dim=2)
-        times = time[:, None, None, None, None].expand(-1, 1, noisy.shape[2], -1, -1) * self.config.time_scale
-        times = torch.cat([torch.zeros_like(times[:, :, :1]), times[:, :, 1:]], dim=2)
-        mask = torch.zeros_like(noisy[:, :1])
-        mask[:, :, 0] = 1
-        return latents, times, mask
-
-    def forward(
-        self,
-        noisy: Tensor,
-        time: Tensor,
-        first: Tensor,
-        context: Tensor | None = None,
-        control: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Predict the velocity noise - clean.
-
-        Args:
-            noisy: (B, C, L, h, w) (1 - t) clean + t noise; its first frame is not looked at.
-            time: (B,) t in [0, 1].
-            first: (B, C, 1, h, w) clean first latent frame.
-            context: (B, K N, D) projected codes, K = L - 1 steps of N queries; none before the joint stage.
-            control: residuals (B, L h w / 4, width), one per transformer block from the first on; zeros where absent.
-        Returns: (B, C, L, h, w).
-        """
-        latents, times, mask = self.inputs(noisy, time, first)
-        null = self.null.expand(len(noisy), -1, -1)
-        tokens = null if context is None else torch.cat([null, context], dim=1)
-        self.layout.frames = noisy.shape[2]
-        residuals = None
-        if control is not None:
-            blocks = len(self.transformer.transformer_blocks)
-            residuals = control + [torch.zeros_like(control[0])] * (blocks - len(control))
-        out = self.transformer(
-            hidden_states=latents,
-            timestep=times,
-            encoder_hidden_states=tokens,
-            condition_mask=mask,
-            block_controlnet_hidden_states=residuals,
-            return_dict=False,
-        )[0]
-        return self.to_velocity(out, noisy, time, first)
-
-    def to_velocity(self, out: Tensor, noisy: Tensor, time: Tensor, first: Tensor) -> Tensor:
-        """The network's output as a velocity (x_t - x_0) / t."""
-        if self.config.prediction == "velocity":
-            return out
-        return (noisy - (first + out)) / time[:, None, None, None, None].clamp(min=LEAST_TIME)
-
-
 class Prior(nn.Module):
     """VAE and VDM together, with their files: vae.safetensors, transformer.safetensors, config.json."""
 
@@ -226,7 +153,7 @@ class Prior(nn.Module):
         super().__init__()
         self.config = config
         self.vae = VideoVAE(config.vae)
-        self.vdm = VDM(config.vdm, config.vae.latent)
+        self.vdm = CosmosVDM(config.vdm.cosmos(config.vae.latent))
 
     def save(self, folder: Path, record: dict) -> None:
         """Write weights in bfloat16 and the config; `record` (say, the training parameters) is kept beside it."""

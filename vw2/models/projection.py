@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vw2.models.attention import frame_mask
 from vw2.models.layers import CrossAttention
 
 
@@ -36,8 +37,7 @@ class Projection(nn.Module):
         """(B, K, N, G) -> (B, K N, D)."""
         steps, queries = codes.shape[1:3]
         x = (self.mlp(codes) + self.which + self.when[:steps]).flatten(1, 2)  # (B, K N, width)
-        step = torch.arange(steps).repeat_interleave(queries)
-        mask = step[:, None] >= step[None, :]
+        mask = frame_mask(steps, queries, x.device)  # a step sees itself and those before, as latent frames do
         for layer in self.layers:
             x = layer(x, x, mask)
         return self.out(x)

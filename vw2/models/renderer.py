@@ -13,15 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.dldm import DLDM, DLDMConfig
 from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.prior import Prior, PriorModelConfig
+from vw2.models.port import VideoPrior
 
 
 class Renderer(Protocol):
     """What rollout, code extraction and evaluation need of a model."""
 
     ldm: LDM
+    backend: BackendConfig  # whose weights draw, which may ask for a guardrail
 
     def noise(self, key: Tensor, rng: torch.Generator) -> Tensor:
         """One clip's start noise (1, ...) for a first frame like `key` (1, 3, 1, H, W) and code steps known to both."""
@@ -33,13 +35,13 @@ class Renderer(Protocol):
 class DLDMRenderer(nn.Module):
     """VideoWorld 2: the VDM draws the clip."""
 
-    def __init__(self, dldm: DLDM, prior: Prior):
+    def __init__(self, dldm: DLDM, prior: VideoPrior):
         super().__init__()
-        self.dldm, self.prior, self.ldm = dldm, prior, dldm.ldm
+        self.dldm, self.prior, self.ldm, self.backend = dldm, prior, dldm.ldm, dldm.config.backend
 
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
-        height, width = first_frame.shape[-2:]
-        shape = (1, self.prior.config.vae.latent, steps + 1, height // 8, width // 8)
+        vae, (height, width) = self.prior.vae, first_frame.shape[-2:]
+        shape = (1, vae.latent, steps + 1, height // vae.side, width // vae.side)
         return torch.randn(shape, generator=rng)
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class LDMRenderer(nn.Module):
 
     def __init__(self, ldm: LDM):
         super().__init__()
-        self.ldm = ldm
+        self.ldm, self.backend = ldm, BackendConfig()
 
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         return torch.zeros(1)
@@ -77,28 +79,26 @@ def load_ldm(folder: Path) -> LDM:
     return ldm.eval()
 
 
-def load_prior(folder: Path) -> Prior:
-    """The prior as saved by vw2.models.prior.Prior.save, in eval mode, VAE frozen."""
-    from vw2.params import build
-
-    config = build(PriorModelConfig, json.loads((folder / "config.json").read_text())["model"], "prior.model")
-    prior = Prior(config).load(folder).eval()
-    prior.vae.requires_grad_(False)
-    return prior
-
-
 def save_dldm(dldm: DLDM, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in dldm.state_dict().items()}, folder / "dldm.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(dldm.config), indent=2, sort_keys=True) + "\n")
 
 
+def laid_over(defaults: dict, saved: dict) -> dict:
+    """`saved`, and from `defaults` what it lacks, in nested groups too."""
+    both = {key: laid_over(defaults[key], saved[key]) for key in saved if isinstance(defaults.get(key), dict)}
+    return defaults | saved | both
+
+
 def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
-    """The dLDM of a folder, with the VAE of the prior."""
+    """The dLDM of a folder, with the VAE of its back end; `prior_folder` holds the mini prior."""
     from vw2.params import build
 
-    config = build(DLDMConfig, json.loads((folder / "config.json").read_text()), "dldm")
-    prior = load_prior(prior_folder)
+    # what was no choice yet when a dLDM was saved has the value that it had then, the default
+    saved = laid_over(asdict(DLDMConfig()), json.loads((folder / "config.json").read_text()))
+    config = build(DLDMConfig, saved, "dldm")
+    prior = load_backend(config.backend, prior_folder)
     dldm = DLDM(config, prior)
     dldm.load_state_dict(load_file(folder / "dldm.safetensors"))
     return DLDMRenderer(dldm, prior).eval()

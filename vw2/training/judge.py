@@ -1,29 +1,21 @@
 """What a freshly trained (d)LDM is asked before it is let go on: renders, codes, probes. For the training stages."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 import torch
 
-from vw2.console import UserError, track
+from vw2.console import track
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import code_report, digit_features, linear_probe
-from vw2.evaluation.rendering import render_figures
+from vw2.evaluation.health import code_health, motion_share
+from vw2.evaluation.rendering import other_video, render_figures
 from vw2.media.resize import to_model, to_uint8
+from vw2.models.dldm import DLDM
 from vw2.models.ldm import LDM
+from vw2.models.timeline import encode_windows, fill
 from vw2.training.compute import generator
-
-
-@dataclass(frozen=True)
-class GatesConfig:
-    """Group `gates` of params.yaml: what a run must reach to go on."""
-
-    entropy_share: float = 0.5  # least entropy of a code, as a share of log2(codebook)
-    used_share: float = 0.1  # least share of the codebook in use
-    margin_db: float = 0.5  # least PSNR advantage of a clip's own codes over another video's, moving pixels
-    enabled: bool = True
 
 
 @torch.no_grad()
@@ -37,20 +29,23 @@ def encode_rows(ldm: LDM, store: ClipStore, rows: list[int], batch: int = 32) ->
 
 
 def code_figures(codes: np.ndarray, levels: tuple[int, ...]) -> dict[str, float]:
-    """codes.entropy_bits, codes.used, ... of (clips, K, N) indices, pooled over slots."""
+    """codes.entropy_bits, codes.used, ... of (clips, K, N) indices pooled over slots, and those of `code_health`."""
     report = code_report(codes.reshape(-1), levels)
     return {
         "codes.entropy_bits": report["entropy_bits"],
         "codes.used": report["used"],
         "codes.used_fraction": report["used_fraction"],
         "codes.perplexity": report["perplexity"],
+        **code_health(codes, levels).figures(),
     }
 
 
-def pick_clips(store: ClipStore, split: str, per_video: int, seed: int) -> list[int]:
-    """Rows of `per_video` whole clips of every video of a split, drawn by (seed, video number)."""
+def pick_clips(
+    store: ClipStore, split: str, per_video: int, seed: int, sources: Sequence[str] | None = None
+) -> list[int]:
+    """Rows of `per_video` whole clips of every video of a split (of some sources), drawn by (seed, video number)."""
     rows = []
-    for number, video in enumerate(store.videos(split=split)):
+    for number, video in enumerate(store.videos(split=split, **({"source": sources} if sources else {}))):
         whole = [r for r in store.select(split=split, video=video) if store.index["valid"][r] == store.clip_frames]
         if whole:
             rng = np.random.default_rng([seed, number])
@@ -89,6 +84,56 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
     return figures, sheet
 
 
+@torch.no_grad()
+def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int, batch: int = 32) -> dict[str, dict]:
+    """coarse.motion_share of the chosen clips: how much the coarse video of their own codes moves."""
+    drawn, real = [], [store.frames(row) for row in rows]
+    for i in track(range(0, len(rows), batch), "draw coarse videos"):
+        video = to_model(np.stack(real[i : i + batch]))
+        drawn += list(to_uint8(ldm.coarse(video[:, :, :1], ldm.encode(video))))
+    videos = store.index[rows]["video"].to_list()
+    return {"coarse.motion_share": motion_share(drawn, real, videos, seed).as_dict()}
+
+
+@torch.no_grad()
+def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: int, batch: int = 16) -> dict[str, float]:
+    """The denoising loss of the chosen clips with their own codes and with another video's, at the same noise.
+
+    Returns: denoise.own; denoise.other_codes (code tokens and the coarse video drawn from them are another's);
+        denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
+        denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it.
+    """
+    index = torch.from_numpy(encode_rows(dldm.ldm, store, rows))
+    codes = dldm.ldm.fsq.to_codes(index)
+    swapped = torch.from_numpy(other_video(store.index[rows]["video"].to_list()))
+    sums = {"own": 0.0, "other_codes": 0.0, "other_tokens": 0.0}
+    for i in track(range(0, len(rows), batch), "denoise clips"):
+        own = torch.arange(i, min(i + batch, len(rows)))
+        video = to_model(store.batch([rows[n] for n in own]))
+        latents = encode_windows(vae, video, dldm.config.window)
+        drawn = {
+            name: dldm.ldm.coarse(video[:, :, :1], index[pick])
+            for name, pick in {"own": own, "other": swapped[own]}.items()
+        }
+        for part in dldm.windows(index.shape[1]):
+            clean = latents[:, :, part.latents]
+            coarse = {name: vae.encode(fill(clip[:, :, part.frames])) for name, clip in drawn.items()}
+            for name, hint, pick in (
+                ("own", "own", own),
+                ("other_codes", "other", swapped[own]),
+                ("other_tokens", "own", swapped[own]),
+            ):
+                rng = generator(seed, 9, i, part.number)
+                loss = dldm.denoising(clean, clean[:, :, :1], coarse[hint], codes[pick][:, part.steps], rng)
+                sums[name] += float(loss) * len(own) * (part.end - part.begin)
+    count = len(rows) * index.shape[1]
+    figures = {f"denoise.{name}": total / count for name, total in sums.items()}
+    return figures | {
+        "denoise.rise": sums["other_codes"] / sums["own"] - 1,
+        "denoise.rise_tokens": sums["other_tokens"] / sums["own"] - 1,
+    }
+
+
 def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
     """Video id -> what its table looks like: the texture, second part of a craft environment (family-texture-...)."""
     pairs = manifest.select("id", "environment").drop_nulls().iter_rows()
@@ -114,6 +159,8 @@ def probe_figures(
                 labels.append(actions[video, frame])
                 appearance.append(looks.get(video, ""))
                 groups.append(video)
+    if not features:  # no clip of the craft world among them
+        return {}
     x = digit_features(np.stack(features), levels)
     action = linear_probe(x, np.array(labels), groups, seed)
     figures = {"action": action.score.as_dict(), "action_chance": action.chance}
@@ -121,30 +168,3 @@ def probe_figures(
         look = linear_probe(x, np.array(appearance), groups, seed)
         figures |= {"appearance": look.score.as_dict(), "appearance_chance": look.chance}
     return figures
-
-
-def check_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path) -> None:
-    """Stop a run whose codes are dead or not listened to (VideoWorld 2 needs both; thresholds are our choice).
-
-    Raises: UserError naming the broken gate and the picture to look at.
-    """
-    if not gates.enabled:
-        return
-    need = gates.entropy_share * np.log2(codebook)
-    if figures["codes.entropy_bits"] < need:
-        raise UserError(
-            f"the codes died: {figures['codes.entropy_bits']:.2f} bits of entropy, at least {need:.2f} expected "
-            f"(gates.entropy_share); see {plot}, train longer or lower the learning rate of the encoder"
-        )
-    if figures["codes.used_fraction"] < gates.used_share:
-        raise UserError(
-            f"the codes died: {figures['codes.used_fraction']:.1%} of the codebook in use, at least "
-            f"{gates.used_share:.0%} expected (gates.used_share); see {plot}, lower dldm.codebook or train longer"
-        )
-    if "render.psnr" in figures:
-        margin = figures["render.psnr"]["value"] - figures["render.psnr_other_codes"]["value"]
-        if margin < gates.margin_db:
-            raise UserError(
-                f"the codes are not listened to: a clip's own codes render it only {margin:.2f} dB better than another "
-                f"video's, at least {gates.margin_db:g} expected (gates.margin_db); see {plot}, train longer"
-            )

@@ -17,15 +17,17 @@ from dvclive import Live
 
 from vw2.console import UserError, progress
 from vw2.scratch import atomic_file
+from vw2.training.muon import Muon, matrices
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and linear decay to zero (VideoWorld 2, table 4: WarmupDecayLR)."""
+    """AdamW, or Muon beside it, with linear warm-up and decay to zero (VideoWorld 2, table 4: WarmupDecayLR)."""
 
     steps: int
     batch: int
     lr: float
+    muon: float | None = None  # peak learning rate of Muon for matrices and kernels; None: AdamW for all (paper)
     warmup: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
@@ -35,6 +37,8 @@ class OptimConfig:
     def __post_init__(self):
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}; raise them")
+        if self.muon is not None and self.muon <= 0:
+            raise ValueError(f"muon must be a learning rate above 0 or null, got {self.muon}; change it")
         if not 0 <= self.warmup < max(self.steps, 1):
             raise ValueError(f"warmup must lie in [0, steps), got {self.warmup} of {self.steps}; lower it")
 
@@ -53,6 +57,20 @@ class Group:
     module: torch.nn.Module
     factor: float = 1.0  # on the learning rate
     begin: int = 0  # first step at which it may move
+
+
+def optimizers(groups: list[Group], config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for matrices and kernels where it has a learning rate; each with one slot per group."""
+    moved = [matrices([group.module]) if config.muon is not None else [] for group in groups]
+    rest = [
+        [p for p in group.module.parameters() if p.requires_grad and not any(p is one for one in taken)]
+        for group, taken in zip(groups, moved, strict=True)
+    ]
+    slots = [{"params": parameters} for parameters in rest]
+    found = [torch.optim.AdamW(slots, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)]
+    if config.muon is not None:
+        found.append(Muon([{"params": weights} for weights in moved], config.muon, weight_decay=config.weight_decay))
+    return found
 
 
 class Run:
@@ -75,14 +93,8 @@ class Run:
         self.accelerator, self.config, self.title, self.log_every = accelerator, config, title, log_every
         self.modules = [group.module for group in groups]
         self.groups = [group for group in groups if any(p.requires_grad for p in group.module.parameters())]
-        trained = [[p for p in group.module.parameters() if p.requires_grad] for group in self.groups]
-        self.parameters = [p for parameters in trained for p in parameters]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": parameters} for parameters in trained],
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-        )
+        self.parameters = [p for group in self.groups for p in group.module.parameters() if p.requires_grad]
+        self.optimizers = optimizers(self.groups, config)
         self.checkpoint = folder / "checkpoint.pt"
         self.logs = folder / "log"
         self.history: list[dict[str, float]] = []
@@ -107,12 +119,14 @@ class Run:
         if not torch.isfinite(loss):
             raise UserError(f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate")
         factor = warmup_decay(self.step, self.config.warmup, self.config.steps)
-        for slot, group in zip(self.optimizer.param_groups, self.groups, strict=True):
-            slot["lr"] = self.config.lr * factor * group.factor if self.step >= group.begin else 0.0
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for slot, group in zip(optimizer.param_groups, self.groups, strict=True):
+                slot["lr"] = optimizer.defaults["lr"] * factor * group.factor if self.step >= group.begin else 0.0
+            optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._log({"loss": loss.detach(), **logs, "gradient_norm": norm})
         self.step += 1
         self.bar.advance(1, loss=self.averages["loss"])
@@ -138,7 +152,7 @@ class Run:
         state = {
             "step": self.step,
             "modules": [module.state_dict() for module in self.modules],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averages": self.averages,
             "history": self.history,
         }
@@ -149,5 +163,6 @@ class Run:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         for module, weights in zip(self.modules, state["modules"], strict=True):
             module.load_state_dict(weights)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.step, self.averages, self.history = state["step"], state["averages"], state["history"]

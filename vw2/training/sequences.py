@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vw2.data.codes import CodeStore
+from vw2.data.sampler import mixture
 from vw2.data.shards import ClipStore
 from vw2.media.resize import to_model
 from vw2.models.ar import UNKNOWN, ARBatch, ARInputs, word_ids
@@ -29,7 +30,8 @@ def first_frames(store: ClipStore, videos: Sequence[str]) -> np.ndarray:
 class Sequences:
     """Some videos in memory.
 
-    Attributes: videos (ids), instructions, first (V, C, h, w), codes (V arrays (clips, K, N), cut to max_clips).
+    Attributes: videos (ids), instructions, first (V, C, h, w), codes (V arrays (clips, K, N), cut to max_clips),
+        mixture (which videos make up the batch of a step).
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class Sequences:
     ):
         self.videos, self.instructions = list(videos), list(instructions)
         self.codes = [torch.from_numpy(codes[video][:max_clips]) for video in self.videos]
+        source = dict(store.index.select("video", "source").iter_rows())
+        self.mixture = mixture([source[video] for video in self.videos], store.weights)
         frames = first_frames(store, self.videos)
         device = next(ldm.parameters()).device
         parts = [

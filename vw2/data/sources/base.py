@@ -12,6 +12,7 @@ Files that a source makes itself (rendered or unpacked videos) go to `work / "vi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ import polars as pl
 
 from vw2.console import UserError, progress
 from vw2.data.manifest import Entry, Refused, locate
-from vw2.data.pool import Failure, run_resumable
+from vw2.data.pool import Failure
+from vw2.data.ranks import run_shared, share
 from vw2.media.decode import MediaError
 from vw2.scratch import atomic_file
 
 MEMORY_GIB = 4.0  # what one worker may allocate: an 8192 x 8192 stream with its reference pictures fits
 UNKNOWN = "unknown"
+Source = Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"]
 READ_ERRORS = (MediaError, OSError, MemoryError)  # what reading a stranger's file may raise; see `why`
 TRACKS = {
     "video": pl.String,
@@ -41,8 +44,8 @@ TRACKS = {
 class IngestConfig:
     """Where videos come from and what is refused (our choice)."""
 
-    source: Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"] = "craft"
-    path: str | None = None  # folder of the source; not used by craft
+    source: Source | list[dict[str, Any]] = "craft"  # a list: see vw2/data/sources/mixture.py
+    path: str | None = None  # folder of the source; not used by craft and by a list
     camera: str | None = None  # lerobot: feature that holds the video; None: the first by name
     frames_fps: float = 16.0  # frames: pictures per second
     licence: str = "unknown"  # of the videos in path, where a sidecar does not say
@@ -51,7 +54,10 @@ class IngestConfig:
     time_limit: float = 600.0  # seconds of computing to decode one file
 
     def __post_init__(self) -> None:
-        if self.source != "craft" and not self.path:
+        if isinstance(self.source, list):
+            if self.path:
+                raise ValueError(f"ingest.path is {self.path} beside a list in ingest.source, whose entries have paths")
+        elif self.source != "craft" and not self.path:
             raise ValueError(f"ingest.source {self.source} needs ingest.path, got none; set it to a folder of videos")
         if not 0 < self.frames_fps <= 240:
             raise ValueError(f"ingest.frames_fps must lie above 0 and up to 240, got {self.frames_fps}")
@@ -60,7 +66,7 @@ class IngestConfig:
 
 
 def from_record(record: dict[str, Any]) -> Entry | Refused:
-    """The JSON form that `run_resumable` remembers -> Entry or Refused."""
+    """The JSON form that `run_shared` remembers -> Entry or Refused."""
     return Refused(**record) if "reason" in record else Entry(**record)
 
 
@@ -84,6 +90,41 @@ def source_folder(config: IngestConfig, content: str) -> Path:
         kind = "a file" if root.exists() else "nothing"
         raise UserError(f"expected a folder of {content} at ingest.path {config.path}, got {kind}; change ingest.path")
     return root
+
+
+def walk(root: Path, shown: str, refused: list[Refused]) -> Iterator[tuple[str, list[str]]]:
+    """Folders below `root`, relative to it ("." first), and the names of their files, sorted.
+
+    Hidden files and folders are passed over, links to folders are followed, no folder is entered twice (loops).
+    Args: shown: `root` as the quarantine names it; refused: takes folders that cannot be opened.
+    """
+
+    def lock(error: OSError) -> None:
+        path = Path(shown) / os.path.relpath(error.filename, root)
+        refused.append(Refused(utf8(path), f"is a folder that cannot be opened ({error.strerror})"))
+
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root, onerror=lock, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
+        if real in seen:
+            continue
+        seen.add(real)
+        yield Path(folder).relative_to(root).as_posix(), sorted(name for name in files if not name.startswith("."))
+
+
+def utf8(path: Path | str) -> str:
+    """A path with slashes, with bytes that are no UTF-8 as \\xNN: what tables can hold."""
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")
+
+
+def state_of(path: Path) -> str:
+    """Size and date of a file, for the name of its job; "" if it cannot be asked (its inspection will say why)."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    return f" {found.st_size} {found.st_mtime_ns}"
 
 
 def refuse_pickles(config: IngestConfig, root: Path) -> None:
@@ -119,8 +160,8 @@ def inspect_all(
     # The worker's own limit, in computing time, comes first and tells how many frames came out; the pool's, in
     # wall-clock time, kills what hangs.
     limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(len(jobs), title) as bar:
-        for name, record in run_resumable(inspect, jobs, work / "entries", **limits):
+    with progress(share(len(jobs)), title) as bar:
+        for name, record in run_shared(inspect, jobs, work / "entries", **limits):
             if isinstance(record, Failure):
                 yield Refused(jobs[name].path, record.reason)
             else:

@@ -30,7 +30,8 @@ import numpy as np
 from vw2.console import UserError, progress
 from vw2.data.manifest import Entry, Refused, locate
 from vw2.data.numpy_files import DataError, plain, read_array, read_npz, read_objects
-from vw2.data.pool import Failure, run_resumable
+from vw2.data.pool import Failure
+from vw2.data.ranks import run_shared, share
 from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.media.decode import MediaError
@@ -267,8 +268,8 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
         raise UserError(f"expected a CALVIN folder at ingest.path {config.path}, got {kind}; change ingest.path")
     jobs = dict(job for folder in folders for job in _jobs(config, root, folder, work))
     limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(len(jobs), "unpack CALVIN windows") as bar:
-        for name, record in run_resumable(make_video, jobs, work / "entries", **limits):
+    with progress(share(len(jobs)), "unpack CALVIN windows") as bar:
+        for name, record in run_shared(make_video, jobs, work / "entries", **limits):
             if isinstance(record, Failure):
                 yield Refused(jobs[name].path, record.reason)
             else:

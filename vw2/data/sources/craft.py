@@ -11,7 +11,8 @@ import polars as pl
 
 from vw2.console import progress
 from vw2.data.manifest import Entry, Refused, content_hash
-from vw2.data.pool import Failure, run_resumable
+from vw2.data.pool import Failure
+from vw2.data.ranks import run_shared, share
 from vw2.data.sources.base import from_record
 from vw2.media.encode import write_video
 from vw2.scratch import atomic_file
@@ -81,8 +82,8 @@ def entries(
     Raises: what the renderer raises; RuntimeError if a worker dies.
     """
     jobs = {f"{split}_{index:05d}": CraftJob(config, split, index, work, render) for split, index in craft.plan(config)}
-    with progress(len(jobs), "render videos") as bar:
-        for name, record in run_resumable(make_video, jobs, work / "entries", workers=workers):
+    with progress(share(len(jobs)), "render videos") as bar:
+        for name, record in run_shared(make_video, jobs, work / "entries", workers=workers):
             if isinstance(record, Failure):
                 raise RuntimeError(f"rendering {name}: the worker process {record.reason}")
             yield from_record(record)

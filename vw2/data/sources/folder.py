@@ -9,8 +9,8 @@ content hash. Every file is decoded once from end to end in a worker process tha
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +26,18 @@ from vw2.data.sources.base import (
     inspect_all,
     refuse_pickles,
     source_folder,
+    state_of,
+    utf8,
+    walk,
     why,
 )
 from vw2.media.decode import MediaError, scan
 
-SUFFIXES = frozenset(".3g2 .3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+SUFFIXES = frozenset(
+    ".3g2 .3gp .apng .asf .avi .divx .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
+    ".mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()  # not all can be read, but none is passed over
+)
+NAMELESS = "has a name that is not UTF-8; rename it"
 SIDECARS = ("videos.csv", "videos.parquet")
 COLUMNS = ("task", "instruction", "split", "environment", "licence")
 
@@ -52,15 +59,16 @@ class FolderJob:
     time_limit: float
 
 
-def find_videos(root: Path) -> list[str]:
-    """Paths, relative to root, of files that are videos by name; hidden files and folders are passed over, sorted."""
-    found = []
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    return sorted(found)
+def find_videos(root: Path, shown: str = "", refused: list[Refused] | None = None) -> list[str]:
+    """Paths, relative to root, of files that are videos by name, sorted.
+
+    Args: as of `vw2.data.sources.base.walk`; `refused` also takes videos whose names are no UTF-8.
+    """
+    refused = [] if refused is None else refused
+    paths = (Path(folder) / name for folder, names in walk(root, shown, refused) for name in names)
+    found = sorted(path.as_posix() for path in paths if path.suffix.lower() in SUFFIXES)
+    refused += [Refused(utf8(Path(shown) / path), NAMELESS) for path in found if utf8(path) != path]
+    return [path for path in found if utf8(path) == path]
 
 
 def read_sidecar(root: Path) -> dict[str, dict[str, str | None]]:
@@ -100,10 +108,10 @@ def make_ids(files: list[str]) -> dict[str, str]:
     for file in files:
         stem = Path(file).with_suffix("").as_posix().replace("/", "__")
         plain[file] = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".-")[:100] or "video"
-    taken = list(plain.values())
+    taken = Counter(plain.values())
     ids = {}
     for file, name in plain.items():
-        if taken.count(name) > 1 or len(name) == 100:
+        if taken[name] > 1 or len(name) == 100:
             name = f"{name[:90]}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
         ids[file] = name
     return ids
@@ -144,8 +152,7 @@ def _jobs(config: IngestConfig, root: Path, files: list[str], sidecar: dict) -> 
             max_side=config.max_side,
             time_limit=config.time_limit,
         )
-        state = (root / file).stat()
-        name = hashlib.sha256(f"{job}{state.st_size}{state.st_mtime_ns}".encode()).hexdigest()[:32]
+        name = hashlib.sha256(f"{job}{state_of(root / file)}".encode()).hexdigest()[:32]
         jobs[name] = job
     return jobs
 
@@ -157,10 +164,12 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     Raises: UserError if the folder is missing, holds no video or has a faulty sidecar.
     """
     root = source_folder(config, "videos")
-    files, sidecar = find_videos(root), read_sidecar(root)
-    if not files:
+    refused: list[Refused] = []
+    files, sidecar = find_videos(root, config.path, refused), read_sidecar(root)
+    if not files and not refused:
         refuse_pickles(config, root)
         raise UserError(f"no video in ingest.path {config.path} (looked for {', '.join(sorted(SUFFIXES))})")
+    yield from refused
     for file in sorted(set(sidecar) - set(files)):
         yield Refused(
             (Path(config.path) / file).as_posix(), "is listed in the sidecar but is not a video in the folder"

@@ -9,7 +9,6 @@ its column `file` names the folder of a video. Without it: task = name of the fo
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -28,6 +27,9 @@ from vw2.data.sources.base import (
     inspect_all,
     refuse_pickles,
     source_folder,
+    state_of,
+    utf8,
+    walk,
     why,
 )
 from vw2.data.sources.folder import COLUMNS, make_ids, read_sidecar
@@ -62,14 +64,20 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)] + [(-1, name)]
 
 
-def find_folders(root: Path) -> dict[str, tuple[str, ...]]:
-    """Folder relative to the root -> its pictures in natural order; hidden files and folders are passed over."""
-    found = {}
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        names = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
-        if names:
-            found[Path(folder).relative_to(root).as_posix()] = tuple(sorted(names, key=natural))
+def find_folders(root: Path, shown: str = "", refused: list[Refused] | None = None) -> dict[str, tuple[str, ...]]:
+    """Folder relative to the root -> its pictures in natural order.
+
+    Args: as of `vw2.data.sources.base.walk`; `refused` also takes folders with names that are no UTF-8.
+    """
+    found, refused = {}, [] if refused is None else refused
+    for folder, files in walk(root, shown, refused):
+        names = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
+        if any(utf8(each) != each for each in (folder, *names)):
+            refused.append(
+                Refused(utf8(Path(shown) / folder), "has a name, or a picture with a name, that is not UTF-8")
+            )
+        elif names:
+            found[folder] = tuple(sorted(names, key=natural))
     return dict(sorted(found.items()))
 
 
@@ -120,10 +128,12 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     Raises: UserError if there is no picture or the sidecar is faulty.
     """
     root = source_folder(config, "folders of pictures")
-    folders, sidecar = find_folders(root), read_sidecar(root)
-    if not folders:
+    refused: list[Refused] = []
+    folders, sidecar = find_folders(root, config.path, refused), read_sidecar(root)
+    if not folders and not refused:
         refuse_pickles(config, root)
         raise UserError(f"no picture in ingest.path {config.path} (looked for {', '.join(sorted(SUFFIXES))})")
+    yield from refused
     for folder in sorted(set(sidecar) - set(folders)):
         path = (Path(config.path) / folder).as_posix()
         yield Refused(path, "is listed in the sidecar but is not a folder of pictures")
@@ -148,7 +158,6 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
         )
         digest = hashlib.sha256(str(job).encode())
         for each in names:
-            state = (root / folder / each).stat()
-            digest.update(f" {state.st_size} {state.st_mtime_ns}".encode())
+            digest.update(state_of(root / folder / each).encode())
         jobs[digest.hexdigest()[:32]] = job
     yield from inspect_all(make_video, jobs, config, work, workers, "make videos")

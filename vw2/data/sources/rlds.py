@@ -29,7 +29,8 @@ from PIL import Image
 
 from vw2.console import UserError, progress
 from vw2.data.manifest import Entry, Refused, locate
-from vw2.data.pool import Failure, run_resumable
+from vw2.data.pool import Failure
+from vw2.data.ranks import run_shared, share
 from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.data.sources.rlds_keys import IMAGE, choose, is_picture, kinds_of_schema, kinds_of_values, matrix, words
@@ -268,8 +269,8 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
         else:
             jobs[item[0]] = item[1]
     limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(len(jobs), "unpack RLDS episodes") as bar:
-        for name, record in run_resumable(make_video, jobs, work / "entries", **limits):
+    with progress(share(len(jobs)), "unpack RLDS episodes") as bar:
+        for name, record in run_shared(make_video, jobs, work / "entries", **limits):
             if isinstance(record, Failure):
                 yield Refused(jobs[name].path, record.reason)
             else:

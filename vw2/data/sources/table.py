@@ -1,4 +1,4 @@
-"""Which adapter belongs to a value of ingest.source."""
+"""Which adapter belongs to the name of a source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ADAPTERS = {
 
 
 def entries(config: IngestConfig, world: CraftConfig, work: Path, workers: int) -> Iterator[Entry | Refused]:
-    """The videos of the source that the configuration names."""
+    """The videos of the one source that the configuration names."""
     if config.source == "craft":
         return craft.entries(world, work, workers)
     return ADAPTERS[config.source].entries(config, work, workers)

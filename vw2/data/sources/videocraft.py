@@ -36,6 +36,7 @@ from vw2.data.sources.base import (
     inspect_all,
     refuse_pickles,
     source_folder,
+    state_of,
     why,
 )
 from vw2.data.sources.folder import find_videos, make_ids
@@ -166,10 +167,12 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     Raises: UserError if there is no video or keyframes.csv is faulty.
     """
     root = source_folder(config, "Video-CraftBench clips")
-    files, keyframes = find_videos(root), read_keyframes(root)
-    if not files:
+    refused: list[Refused] = []
+    files, keyframes = find_videos(root, config.path, refused), read_keyframes(root)
+    if not files and not refused:
         refuse_pickles(config, root)
         raise UserError(f"no video in ingest.path {config.path}; expected files such as paper_boat_30_2.mp4")
+    yield from refused
     for file in sorted(set(keyframes) - set(files)):
         yield Refused((Path(config.path) / file).as_posix(), f"is listed in {KEYFRAMES} but is not there")
     named = {file: parse(Path(file).stem) for file in files}
@@ -188,7 +191,6 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
             video, task, _ = found
             parts = _parts(file, ids[file], task, keyframes)
             job = CraftFile(str(root / file), path, video, task, split[video], parts, config)
-            state = (root / file).stat()
-            digest = hashlib.sha256(f"{job}{state.st_size}{state.st_mtime_ns}".encode()).hexdigest()
+            digest = hashlib.sha256(f"{job}{state_of(root / file)}".encode()).hexdigest()
             jobs[digest[:32]] = job
     yield from inspect_all(inspect, jobs, config, work, workers)

@@ -1,0 +1,112 @@
+"""How fast the dLDM tokenizer learns, and what the batched Q-former saves: `python -m benchmarks.dldm`.
+
+Prints tokens per second of forward + backward, and the Q-former's time over all steps at once against a loop that
+looks at the frames of one step after the other, measured in turns in the same run. A minute at the default size.
+True size: --channels 128 --height 240 --width 416 --frames 93 (hours on a CPU, 30 GB).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+import typer
+from torch import Tensor
+
+from vw2.console import run, table
+from vw2.models.qformer import QFormer
+from vw2.models.tokenizer import Tokenizer, TokenizerConfig
+
+
+def loop(former: QFormer, features: Tensor) -> Tensor:
+    """What `former(features)` gives for the prefix view, one step after the other; (B, K, N, C)."""
+    return torch.stack([last_step(former, features[:, :, : k + 1]) for k in range(1, features.shape[2])], dim=1)
+
+
+def last_step(former: QFormer, prefix: Tensor) -> Tensor:
+    """The queries of the step that sees all frames of `prefix` (B, C, k + 1, h, w); (B, N, C)."""
+    value = prefix.flatten(2).transpose(1, 2)
+    key = (prefix + former.places(*prefix.shape[3:])[:, None]).flatten(2).transpose(1, 2)
+    x = former.query.expand(len(prefix), -1, -1)
+    mask = torch.ones(x.shape[1], key.shape[1], dtype=torch.bool, device=x.device)
+    for layer in former.layers:
+        x = layer(x, key, value, mask)
+    return former.norm(x + former.last(2 * x, key, value, mask))
+
+
+def seconds(functions: list[Callable[[], Tensor]], repeats: int) -> list[float]:
+    """Median time of forward + backward of each, taken in turns so that a busy machine slows all alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for function, spent in zip(functions, times, strict=True):
+            start = perf_counter()
+            function().square().mean().backward()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat:  # the first round warms up
+                spent.append(perf_counter() - start)
+    return [median(each) for each in times]
+
+
+@dataclass(frozen=True)
+class QFormerTimes:
+    """Seconds of forward + backward and the largest difference of what comes out."""
+
+    batched: float
+    looped: float
+    difference: float
+
+
+def time_qformer(steps: int, side: int, width: int, queries: int, repeats: int, device: str = "cpu") -> QFormerTimes:
+    """The prefix Q-former over `steps` + 1 frames of side x side pixels, batched and looped."""
+    torch.manual_seed(0)
+    former = QFormer(queries, width, layers=2, heads=4, view="prefix").to(device)
+    features = torch.randn(1, width, steps + 1, side, side, device=device, requires_grad=True)
+    with torch.no_grad():
+        difference = (former(features) - loop(former, features)).abs().max().item()
+    batched, looped = seconds([lambda: former(features), lambda: loop(former, features)], repeats)
+    return QFormerTimes(batched, looped, difference)
+
+
+def main(
+    channels: int = typer.Option(16, help="release: 128"),
+    height: int = typer.Option(64, help="pixels, a multiple of 16; release: 240"),
+    width: int = typer.Option(64, help="pixels, a multiple of 16; release: 416"),
+    frames: int = typer.Option(17, help="1 + 4 m; release: 93"),
+    batch: int = typer.Option(1),
+    steps: int = typer.Option(24, help="K of the Q-former alone"),
+    side: int = typer.Option(16, help="feature pixels of the Q-former alone; release: 15x26"),
+    repeats: int = typer.Option(3),
+    device: str = typer.Option("cpu"),
+) -> None:
+    """Measure the dLDM tokenizer: tokens per second, and the batched Q-former against a loop."""
+    torch.manual_seed(0)
+    config = TokenizerConfig(channels=channels, z_channels=2 * channels, context=8 * channels, view="prefix")
+    model = Tokenizer(config).to(device)
+    video = torch.rand(batch, 3, frames, height, width, device=device) * 2 - 1
+
+    def reconstruct() -> Tensor:
+        features = model.features(video)
+        codes = model.quantise(features)[0]
+        return torch.cat([(model.decode(features, codes) - video).flatten(), model.tokens(codes).flatten()])
+
+    (spent,) = seconds([reconstruct], repeats)
+    pixels = (1 + (frames - 1) // config.time) * (height // config.space) * (width // config.space)
+    times = time_qformer(steps, side, config.width, config.queries, repeats, device)
+    rows = {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "threads": torch.get_num_threads(),
+        "tokenizer, ms forward + backward": 1000 * spent,
+        "tokenizer, feature tokens per second": batch * pixels / spent,
+        "tokenizer, codes per second": batch * config.queries * (frames - 1) // config.time / spent,
+        f"Q-former at K = {steps}, all steps at once, ms": 1000 * times.batched,
+        f"Q-former at K = {steps}, a loop over steps, ms": 1000 * times.looped,
+        "Q-former, loop / batched": times.looped / times.batched,
+        "Q-former, largest difference": times.difference,
+    }
+    table("dLDM tokenizer", rows)
+
+
+if __name__ == "__main__":
+    run(main)

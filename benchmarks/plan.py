@@ -1,0 +1,223 @@
+"""One training step of the true paper configuration on paper: `python -m benchmarks.plan > docs/plan_paper.md`.
+
+Parameters, FLOPs and what a step must keep, by part, from the models themselves on the meta device: nothing is
+allocated, no figure is assumed but those that the table names as such. Takes a minute and 1 GiB.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
+
+import torch
+import typer
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vw2.console import run
+from vw2.models.control import ControlBranch, ControlConfig
+from vw2.models.cosmos import CosmosConfig, CosmosVDM
+from vw2.models.tokenizer import Tokenizer, TokenizerConfig
+from vw2.models.wan_vae import WanVAE
+
+FRAMES, HEIGHT, WIDTH = 93, 480, 832  # the VDM's clip
+SMALL = (240, 416)  # the tokenizer's (release)
+BATCH, STEPS = 128, 100_000  # VideoWorld 2, table 4
+GIB, STATES = 2**30, 12  # bytes of AdamW per parameter: fp32 weight and two fp32 moments
+
+
+class Fused(TorchFunctionMode):
+    """Attention without a mask keeps queries, keys, values and output but no matrix, as fused kernels on GPUs do."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention and len(args) == 3 and kwargs.get("attn_mask") is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        return func(*args, **kwargs)
+
+
+class Kept:
+    """Bytes that autograd keeps for the backward pass, each storage once, parameters not counted."""
+
+    def __init__(self, *modules: nn.Module):
+        self.known = {id_of(p) for module in modules for p in (*module.parameters(), *module.buffers())}
+        self.sizes: dict[int, int] = {}
+        self.alive = []  # so that no storage is freed and its address given to another
+
+    def __enter__(self):
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda x: x)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.hooks.__exit__(*error)
+
+    def pack(self, x: Tensor) -> Tensor:
+        if id_of(x) not in self.known:
+            self.sizes[id_of(x)] = x.untyped_storage().nbytes()
+            self.alive.append(x)
+        return x
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+
+def id_of(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+@dataclass
+class Part:
+    """A row of the table."""
+
+    name: str
+    parameters: int
+    trained: bool
+    forward: float  # FLOPs of one clip
+    backward: float = 0.0
+    kept: int = 0  # bytes for the backward pass of one clip
+    kept_checkpointed: int = 0  # the same where every transformer block is computed again
+    again: float = 0.0  # FLOPs of computing them again
+
+    @property
+    def states(self) -> int:
+        """Bytes of weights in bfloat16 and, where trained, their gradients and AdamW's states."""
+        return self.parameters * (2 + (2 + STATES) * self.trained)
+
+
+def size(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def measure(step: Callable[[], Tensor], *modules: nn.Module) -> tuple[float, float, int]:
+    """FLOPs forward, FLOPs backward, bytes kept, of a step that ends in one tensor."""
+    with Fused(), Kept(*modules) as kept, FlopCounterMode(display=False) as forward:
+        out = step()
+    with FlopCounterMode(display=False) as backward:
+        out.float().sum().backward()
+    return forward.get_total_flops(), backward.get_total_flops(), kept.total
+
+
+def empty(*shape: int, **options) -> Tensor:
+    return torch.empty(*shape, device="meta", dtype=torch.bfloat16, **options)
+
+
+def tokenizer_part() -> Part:
+    """Encoder, prefix queries, FSQ, coarse decoder and connector, with reconstruction and denoising loss."""
+    with torch.device("meta"):
+        tokenizer = Tokenizer(TokenizerConfig(view="prefix")).to(torch.bfloat16)
+
+    def step() -> Tensor:
+        features = tokenizer.features(empty(1, 3, FRAMES, *SMALL))
+        codes = tokenizer.quantise(features)[0].to(torch.bfloat16)
+        return tokenizer.decode(features, codes.detach()).float().sum() + tokenizer.tokens(codes).float().sum()
+
+    forward, backward, kept = measure(step, tokenizer)
+    return Part("tokenizer", size(tokenizer), True, forward, backward, kept, kept)
+
+
+def vdm_parts(control_blocks: int) -> tuple[Part, Part]:
+    """VDM and control branch, the first `control_blocks` blocks copied; block-causal masks by slices."""
+    with torch.device("meta"):
+        vdm = CosmosVDM(CosmosConfig(tokens=0, attention="causal")).to(torch.bfloat16)
+        branch = ControlBranch(ControlConfig(control_blocks, 0.5, "mlp", True), vdm).to(torch.bfloat16)
+    vdm.layout.attention = "slices"
+    frames, high, wide = 1 + (FRAMES - 1) // 4, HEIGHT // 8, WIDTH // 8
+    noisy, time, first = empty(1, 16, frames, high, wide), empty(1), empty(1, 16, 1, high, wide)
+    tokens = empty(1, 4 * (frames - 1), vdm.context, requires_grad=True)
+    args = (noisy, time, first, tokens)
+    hidden, run_block = vdm.begin(*args)
+    hidden = hidden.detach().requires_grad_()
+    once, _, kept_block = measure(lambda: run_block(vdm.blocks[0], hidden), vdm)
+    length = hidden.untyped_storage().nbytes()
+    parts = []
+    for name, module, blocks, step in (
+        ("VDM", vdm, len(vdm.blocks), lambda: vdm(*args)),
+        ("control branch", branch, control_blocks, lambda: sum(r.sum() for r in branch(vdm, *args, noisy))),
+    ):
+        forward, backward, kept = measure(step, vdm, branch)
+        # all blocks but one give way to their inputs
+        less = kept - (blocks - 1) * kept_block + (blocks - 1) * length
+        parts.append(Part(name, size(module), True, forward, backward, kept, less, blocks * once))
+    return tuple(parts)
+
+
+def vae_part() -> Part:
+    """The frozen VAE encodes the clip and the coarse video."""
+    with torch.device("meta"):
+        vae = WanVAE(AutoencoderKLWan()).to(torch.bfloat16)
+    with torch.no_grad(), FlopCounterMode(display=False) as count:
+        vae.encode(empty(1, 3, FRAMES, HEIGHT, WIDTH))
+    return Part("VAE (frozen)", size(vae), False, 2 * count.get_total_flops())
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size else "-"
+
+
+def tera(flops: float) -> str:
+    return f"{flops / 1e12:,.1f}" if flops else "-"
+
+
+def report(parts: list[Part], tflops: float) -> str:
+    """The table in Markdown, with what follows from it."""
+    head = ("part", "parameters", "weights, bf16", "gradients, bf16", "AdamW, fp32", "kept", "kept, checkpointed")
+    head += ("forward, TFLOP", "backward, TFLOP")
+    rows = [
+        [
+            part.name,
+            f"{part.parameters:,}",
+            gib(2 * part.parameters),
+            *(gib(n * part.parameters * part.trained) for n in (2, STATES)),
+            gib(part.kept),
+            gib(part.kept_checkpointed),
+            tera(part.forward),
+            tera(part.backward),
+        ]
+        for part in parts
+    ]
+    everything = sum(part.parameters for part in parts)
+    trained = sum(part.parameters for part in parts if part.trained)
+    total = lambda key: sum(getattr(part, key) for part in parts)  # noqa: E731
+    rows.append(
+        ["**all**", f"{everything:,}", gib(2 * everything), gib(2 * trained), gib(STATES * trained)]
+        + [gib(total("kept")), gib(total("kept_checkpointed")), tera(total("forward")), tera(total("backward"))]
+    )
+    line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
+    states, kept, less = total("states"), total("kept"), total("kept_checkpointed")
+    clip = total("forward") + total("backward") + total("again")
+    hours = BATCH * STEPS * clip / (tflops * 1e12) / 3600
+    need = lambda gpus, memory: gib(states / gpus + memory)  # noqa: E731
+    return "\n".join(
+        [
+            "# One joint step of the paper's configuration, planned",
+            "",
+            f"Made by `python -m benchmarks.plan` on the meta device. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; tokenizer",
+            f"at {SMALL[0]}x{SMALL[1]} (release) with prefix queries; block-causal VDM of Cosmos-Predict2 2B; control branch of 3",
+            "blocks (release). Memory in GiB. Kept: what autograd holds for the backward pass of one clip, in bfloat16, with fused",
+            "attention; checkpointed: every block of VDM and control branch is computed again in the backward pass.",
+            "",
+            line(head),
+            line(["---"] + ["---:"] * (len(head) - 1)),
+            *map(line, rows),
+            "",
+            f"- Weights, gradients and AdamW: {gib(states)} GiB on one GPU; with one clip {need(1, kept)} GiB, checkpointed",
+            f"  {need(1, less)} GiB. Sharded over 8 GPUs (FSDP) with a clip on each: {need(8, kept)} GiB, checkpointed {need(8, less)} GiB each.",
+            "  Not in it: the passing tensors of one layer, and what the libraries reserve.",
+            f"- A clip costs {tera(clip)} TFLOP checkpointed, {tera(clip - total('again'))} without. A step of {BATCH} clips (table 4) is",
+            f"  {BATCH * clip / 1e15:,.0f} PFLOP; {STEPS:,} steps take {hours:,.0f} GPU hours at an assumed {tflops:g} TFLOP/s (`--tflops`).",
+        ]
+    )  # fmt: skip
+
+
+def main(tflops: float = typer.Option(400.0, help="Sustained speed of one GPU, TFLOP/s.")) -> None:
+    """Print the plan in Markdown."""
+    print(report([tokenizer_part(), *vdm_parts(3), vae_part()], tflops))
+
+
+if __name__ == "__main__":
+    run(main)

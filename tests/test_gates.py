@@ -1,0 +1,251 @@
+"""Health gates: every figure in closed form, every gate by its sentence, and the stage that a broken one stops."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import draw, tiny_dldm
+from tiny_stages import make_folder, write_params
+
+from stages import extract_codes, train_dldm, train_plain_ldm, warmup_dldm
+from vw2.console import UserError
+from vw2.data.codes import read_codes
+from vw2.data.shards import ClipStore
+from vw2.evaluation.health import code_health, motion_energy, motion_share, write_health
+from vw2.models.control import ControlConfig
+from vw2.models.dldm import DLDM
+from vw2.models.ldm import LDM
+from vw2.models.renderer import load_renderer
+from vw2.rollout import Row, render_batch
+from vw2.training.compute import generator
+from vw2.training.gates import GatesConfig, broken_gates, check_gates
+from vw2.training.judge import code_figures, judge_denoising
+
+LEVELS = (4, 3)  # code = first digit + 4 * second digit
+
+# ---------------------------------------------------------------- entropies and dead digits
+
+
+def test_entropy_by_step_and_by_digit():
+    # 4 clips, 2 steps, 2 queries. Query 0: first digit 0..3 evenly at both steps, second always 1. Query 1: at step 0
+    # code 0 always, at step 1 codes 0 and 11 by turns (digits 0, 0 and 3, 2).
+    codes = np.zeros((4, 2, 2), int)
+    codes[:, :, 0] = (np.arange(4) + 4)[:, None]
+    codes[:, 1, 1] = [0, 11, 0, 11]
+    health = code_health(codes, LEVELS)
+    # step 0: code 0 in half of the 8 places, four others 1/8 each; step 1: 0 and 11 a quarter each, four others 1/8
+    np.testing.assert_allclose(health.steps, [0.5 * 1 + 4 / 8 * 3, 2 / 4 * 2 + 4 / 8 * 3])
+    rare = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))  # query 1: 2 of 8 places hold code 11
+    np.testing.assert_allclose(health.digits, [[1, 0], [rare / 2, rare / np.log2(3)]])
+    assert health.dead.tolist() == [[False, True], [False, False]]
+    assert health.figures() == {
+        "codes.step_entropy_bits.k0": pytest.approx(2.0),
+        "codes.step_entropy_bits.k1": pytest.approx(2.5),
+        "codes.digit_entropy_share.g0": pytest.approx(rare / 2),
+        "codes.digit_entropy_share.g1": 0.0,
+        "codes.dead_digits": 1,
+    }
+    assert health.figures().items() <= code_figures(codes, LEVELS).items(), "they stand among the metrics"
+
+
+def test_even_codes_have_all_the_entropy_there_is():
+    codes = np.tile(np.arange(12)[:, None, None], (2, 3, 2))
+    health = code_health(codes, LEVELS)
+    np.testing.assert_allclose(health.steps, np.log2(12))
+    np.testing.assert_allclose(health.digits, 1.0)
+    assert not health.dead.any()
+
+
+def test_picture_of_the_entropies(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 12, (6, 3, 2))
+    codes[:, :, 1] = 0
+    for name in ("one.png", "two.png"):
+        write_health(tmp_path / name, code_health(codes, LEVELS), 0.25, 0.1)
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.png", "two.png"))
+    assert one == two and one[:4] == b"\x89PNG"
+
+
+# ---------------------------------------------------------------- motion of the coarse video
+
+
+def test_motion_energy_in_closed_form():
+    real = np.zeros((3, 4, 4, 3), np.uint8)
+    real[1:, 0, 0] = 255  # one pixel moves, in two of three frames
+    half = np.zeros_like(real)
+    half[1:, 0, 0] = 51  # a fifth of the way
+    half[:, 3, 3] = np.array([0, 200, 90])[:, None]  # where nothing moves it does not count
+    assert motion_energy(real, real) == (2.0, 2.0)
+    assert motion_energy(half, real) == pytest.approx((2 / 25, 2.0))
+    still = np.repeat(real[:1], 3, 0)
+    assert motion_energy(still, real) == (0.0, 2.0)
+    share = motion_share([real, half, still], [real] * 3, ["a", "b", "b"], 0)
+    assert share.value == pytest.approx((2 + 2 / 25) / 6) and share.n == 2
+    assert motion_share([still, still], [real, real], ["a", "b"], 0).value == 0
+
+
+# ---------------------------------------------------------------- ignored codes
+
+
+def test_denoising_loss_is_the_velocity_error_at_one_noise():
+    dldm, prior = tiny_dldm(first_noise=0.0, motion_weight=0.0)
+    clean = draw(2, 6, 3, 4, 4)
+    known, codes = clean[:, :, :1], draw(2, 2, 2, 4, seed=1)
+    error = draw(2, 6, 3, 4, 4, seed=2)
+    rng = generator(5)
+    noise = torch.randn(clean.shape, generator=rng)
+    dldm.velocity = lambda *_: noise - clean + error
+    found = dldm.denoising(clean, known, clean, codes, generator(5))
+    assert found.item() == pytest.approx((error[:, :, 1:] ** 2).mean().item(), rel=1e-5)
+
+
+def deaf(dldm: DLDM) -> DLDM:
+    """The same model, whose VDM gets the same tokens whatever the codes are."""
+    dldm.projection.forward = lambda codes: torch.zeros(len(codes), codes.shape[1] * codes.shape[2], 12)
+    return dldm
+
+
+def test_ignored_codes_do_not_raise_the_denoising_loss(workspace):
+    store, rows = ClipStore(Path("data/clips")), list(range(0, 40, 5))
+    figures = {}
+    for name, blocks in (("no control", 0), ("control", 1)):
+        dldm, prior = tiny_dldm(stride=1, control=ControlConfig(blocks=blocks))
+        figures[name] = judge_denoising(dldm, prior.vae, store, rows, 0, batch=3)
+        assert figures[name] == judge_denoising(dldm, prior.vae, store, rows, 0, batch=3), "the same noise every time"
+        figures[f"deaf, {name}"] = judge_denoising(deaf(dldm), prior.vae, store, rows, 0, batch=3)
+    assert figures["deaf, no control"]["denoise.rise"] == figures["deaf, no control"]["denoise.rise_tokens"] == 0
+    assert figures["deaf, control"]["denoise.rise_tokens"] == 0 != figures["deaf, control"]["denoise.rise"]
+    assert all(figures[name]["denoise.rise_tokens"] != 0 for name in ("no control", "control"))
+    (text,) = sentences(healthy() | figures["deaf, no control"], GatesConfig())
+    assert text.startswith("the codes are ignored")
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def healthy() -> dict:
+    value = lambda x: {"value": x, "low": None, "high": None, "n": 3}  # noqa: E731
+    return {
+        "codes.entropy_bits": 8.0,
+        "codes.used_fraction": 0.6,
+        "codes.dead_digits": 0,
+        "codes.step_entropy_bits.k0": 7.0,
+        "codes.step_entropy_bits.k1": 7.5,
+        "codes.digit_entropy_share.g0": 0.9,
+        "coarse.motion_share": value(0.7),
+        "denoise.rise": 0.1,
+        "render.psnr": value(25.0),
+        "render.psnr_other_codes": value(20.0),
+    }
+
+
+def sentences(figures: dict, gates: GatesConfig) -> list[str]:
+    return list(broken_gates(figures, gates, 1000, Path("codes.png"), Path("clips.png")))
+
+
+def test_a_healthy_run_goes_on():
+    assert sentences(healthy(), GatesConfig()) == []
+    pooled = {key: healthy()[key] for key in ("codes.entropy_bits", "codes.used_fraction")}
+    assert sentences(pooled, GatesConfig()) == [], "gates whose figures a stage does not have are open"
+    edge = {
+        "codes.entropy_bits": 0.5 * 9.96579,
+        "codes.used_fraction": 0.1,
+        "codes.step_entropy_bits.k1": 0.25 * 9.96579,
+        "codes.digit_entropy_share.g0": 0.1,
+        "coarse.motion_share": {"value": 0.25},
+        "denoise.rise": 1e-6,
+    }
+    assert sentences(healthy() | edge, GatesConfig()) == []
+
+
+BROKEN = [
+    ({"codes.entropy_bits": 4.9}, "the codes died: 4.90 bits of entropy, at least 4.98 expected (gates.entropy_share)"),
+    ({"codes.used_fraction": 0.099}, "the codes died: 9.9% of the codebook in use, at least 10% expected (gates.used"),
+    ({"codes.dead_digits": 1}, "the codes died: digits with a single level in use: 1, at most 0 expected (gates.dead"),
+    ({"codes.step_entropy_bits.k1": 2.0}, "the codes of step 1 died: 2.00 bits of entropy, at least 2.49 expected (ga"),
+    ({"codes.digit_entropy_share.g0": 0.05}, "digit 0 of the codes died: 5.0% of its entropy in use, at least 10%"),
+    (
+        {"coarse.motion_share": {"value": 0.1}},
+        "the coarse decoder stands still: 10.0% of the real motion, at least 25%",
+    ),
+    (
+        {"denoise.rise": 0.0},
+        "the codes are ignored: another video's codes raise the denoising loss by 0.00%, more than",
+    ),
+    ({"render.psnr": {"value": 20.4}}, "the codes are not listened to: a clip's own codes render it only 0.40 dB"),
+]
+
+
+@pytest.mark.parametrize("broken, sentence", BROKEN, ids=[next(iter(each[0])) for each in BROKEN])
+def test_a_broken_gate_stops_a_run_with_one_sentence(broken, sentence):
+    (text,) = sentences(healthy() | broken, GatesConfig())
+    assert text.startswith(sentence) and ".png" in text and "(gates." in text and "\n" not in text
+    with pytest.raises(UserError) as error:
+        check_gates(healthy() | broken, GatesConfig(), 1000, Path("codes.png"), Path("clips.png"))
+    assert str(error.value) == text
+    check_gates(healthy() | broken, GatesConfig(enabled=False), 1000, Path("codes.png"), Path("clips.png"))
+
+
+# ---------------------------------------------------------------- the stages, on clips of two frames
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
+    make_folder(folder, frames=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("VW2_SCRATCH", str(folder / "scratch"))
+        warmup_dldm.main(write_params(folder, {}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(request, monkeypatch):
+    if "workspace" in request.fixturenames:
+        folder = request.getfixturevalue("workspace")
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("VW2_SCRATCH", str(folder / "scratch"))
+
+
+def test_a_broken_gate_stops_the_joint_stage_before_it_writes_a_model(workspace):
+    with pytest.raises(UserError, match="the coarse decoder stands still: .* see plots/train_dldm.png"):
+        gates = {"enabled": True, "entropy_share": 0.0, "used_share": 0.0, "dead_digits": 8}
+        gates |= {"step_entropy_share": 0.0, "digit_entropy_share": 0.0}
+        train_dldm.main(write_params(workspace, {"gates": gates}))
+    with pytest.raises(UserError, match="the codes died: .* see plots/train_dldm_codes.png"):
+        train_dldm.main(write_params(workspace, {"gates": {"enabled": True, "entropy_share": 1.0}}))
+    assert Path("plots/train_dldm_codes.png").is_file() and Path("plots/train_dldm.png").is_file()
+    assert not Path("data/dldm").exists() and not Path("metrics/train_dldm.json").exists()
+
+
+def test_stages_run_on_pairs_of_frames(workspace):
+    params = write_params(workspace, {"dldm": {"vdm": {"train": "frozen"}}})
+    train_dldm.main(params)
+    metrics = json.loads(Path("metrics/train_dldm.json").read_text())
+    assert set(metrics["denoise"]) == {"own", "other_codes", "other_tokens", "rise", "rise_tokens"}
+    rise = metrics["denoise"]["other_codes"] / metrics["denoise"]["own"] - 1
+    assert metrics["denoise"]["rise"] == pytest.approx(rise, abs=1e-4)
+    assert set(metrics["codes"]["step_entropy_bits"]) == {"k0"} and "motion_share" in metrics["coarse"]
+    extract_codes.main(params, "vw2")
+    codes, store = read_codes(Path("data/codes")), ClipStore(Path("data/clips"))
+    assert codes["v0"].shape == (8, 1, 2), "nine frames: eight clips of one step"
+    renderer = load_renderer(Path("data/dldm"), Path("data/prior"))
+    assert renderer.ldm.config.stride == 1
+    *_, (video,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
+    assert video.shape == (9, 32, 32, 3), "one frame a step, as the real video has"
+
+
+def test_plain_ldm_stays_a_model_without_vdm(workspace):
+    train_plain_ldm.main(write_params(workspace, {}))
+    assert isinstance(load_renderer(Path("data/plain_ldm/dldm"), Path("no prior needed")).ldm, LDM)
+    metrics = json.loads(Path("metrics/plain_ldm/train_dldm.json").read_text())
+    assert "denoise" not in metrics and "dead_digits" in metrics["codes"]
+
+
+def test_contradictions_stop_a_stage_with_a_sentence(workspace):
+    with pytest.raises(UserError, match="dldm.stride is 4; leave it null"):
+        warmup_dldm.main(write_params(workspace, {"dldm": {"stride": 4}}))
+    with pytest.raises(UserError, match="does not exist; put the file there"):
+        train_dldm.main(write_params(workspace, {"dldm": {"reconstruction_loss": "l1_vgg", "vgg_file": "nothing.pth"}}))

@@ -1,0 +1,269 @@
+"""The authors' files: names there and back bit for bit, wrappers and variants, reports of what does not fit, codes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from vw2.console import UserError
+from vw2.data.codes import CodesInfo, read_codes, write_codes
+from vw2.interop.checkpoints import (
+    export_weights,
+    import_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
+from vw2.interop.codes import export_codes, import_codes, read_release_codes
+from vw2.interop.keys_tokenizer import TOKENIZER
+from vw2.models.tokenizer import Tokenizer, TokenizerConfig
+from vw2.models.tokenizer_files import load_tokenizer, read_config
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = ROOT.parent / "shared" / "reference" / "fixtures" / "tokenizer_tiny.safetensors"
+TINY = TokenizerConfig(channels=4, multipliers=(2, 4), space=8, z_channels=6, context=10, blocks=1)
+
+
+def tiny(seed: int = 0, **changes) -> Tokenizer:
+    torch.manual_seed(seed)
+    return Tokenizer(replace(TINY, **changes))
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    """What the authors' code would have saved of a small tokenizer."""
+    return export_weights(tiny(), TOKENIZER)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return set(one) == set(other) and all(
+        one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]) for key in one
+    )
+
+
+# Names
+
+
+@pytest.mark.skipif(not RECORDED.is_file(), reason="the authors' recordings are not beside the repo")
+def test_authors_weights_come_back_bit_for_bit(tmp_path):
+    theirs = read_checkpoint(RECORDED)
+    model = Tokenizer(TokenizerConfig(channels=8, z_channels=16, context=32))
+    report = import_weights(model, theirs, TOKENIZER)
+    assert report.fits and report.fitting == 467 == len(theirs) and report.elsewhere == 0
+    assert same(export_weights(model, TOKENIZER), theirs)
+    write_checkpoint(tmp_path / "back.pt", export_weights(model, TOKENIZER), "network.")
+    back = read_checkpoint(tmp_path / "back.pt")
+    assert same({key.removeprefix("network."): value for key, value in back.items()}, theirs)
+
+
+def test_bfloat16_comes_back_bit_for_bit(weights):
+    half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in weights.items()}
+    model = tiny(1)
+    import_weights(model, half, TOKENIZER)
+    assert same(export_weights(model, TOKENIZER, torch.bfloat16), half)
+
+
+def test_other_configurations_keep_names_apart():
+    for changes in (
+        {"patch": 2, "multipliers": (1, 2, 2, 4), "encoder_attention": (128,), "decoder_attention": (256, 64)},
+        {"patch": 8, "time": 8, "encoder_attention": (64,), "decoder_attention": (64, 128), "multipliers": (2, 2)},
+        {"codebook": 64000, "queries": 1, "query_layers": 3},
+    ):
+        with torch.device("meta"):
+            model = Tokenizer(replace(TINY, **changes))
+        names = [TOKENIZER.theirs(key) for key in model.state_dict()]
+        assert len(set(names)) == len(names) and len(export_weights(model, TOKENIZER)) == len(names) + 5
+
+
+def test_buffers_are_made_anew(weights):
+    assert weights["encoder.patcher3d.patch_size_buffer"].tolist() == [4]
+    assert weights["decoder.unpatcher3d._arange"].tolist() == [0, 1]
+    assert torch.equal(weights["encoder.patcher3d.wavelets"], torch.full((2,), 2**-0.5))
+    assert weights["encoder.patcher3d.patch_size_buffer"].dtype == torch.int32
+
+
+# Files and what they wrap names in
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "network.", "ldm_net.network.", "model.network.", "_orig_mod.network."])
+def test_wrapped_names_are_found(tmp_path, weights, prefix, suffix):
+    file = tmp_path / f"file{suffix}"
+    extra = {"net.blocks.0.weight": torch.zeros(1), "net_ctrl.x": torch.zeros(2)}
+    write_checkpoint(file, {f"{prefix}{key}": value for key, value in weights.items()} | extra)
+    model = tiny(1)
+    report = import_weights(model, read_checkpoint(file), TOKENIZER)
+    assert report.fits and report.elsewhere == 2
+    assert same(export_weights(model, TOKENIZER), weights)
+
+
+@pytest.mark.parametrize(
+    "average", ["ema.network.", "network_ema.", "model.ema.network.", "ema.", "model_ema.network."]
+)
+def test_averaged_weights_are_told_apart(weights, average):
+    averaged = export_weights(tiny(1), TOKENIZER)
+    both = {f"network.{key}": value for key, value in weights.items()}
+    both |= {f"{average}{key}": value for key, value in averaged.items()}
+    for ema, expected in ((False, weights), (True, averaged)):
+        model = tiny(2)
+        report = import_weights(model, both, TOKENIZER, ema)
+        assert report.elsewhere == len(weights) and same(export_weights(model, TOKENIZER), expected)
+    with pytest.raises(UserError, match="expected averaged .* holds only the plain ones; turn EMA off"):
+        import_weights(tiny(), weights, TOKENIZER, ema=True)
+    alone = {f"{average}{key}": value for key, value in averaged.items()}
+    with pytest.raises(UserError, match="expected plain .* holds only averaged .* ones; turn EMA on"):
+        import_weights(tiny(), alone, TOKENIZER)
+
+
+def test_nested_containers(tmp_path, weights):
+    network = {f"network.{key}": value for key, value in weights.items()}
+    torch.save(
+        {"model": network, "iteration": 5, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, tmp_path / "a.pt"
+    )
+    report = import_weights(tiny(1), read_checkpoint(tmp_path / "a.pt"), TOKENIZER)
+    assert report.fits and report.elsewhere == 1
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+def test_files_that_are_no_weights_end_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_checkpoint(tmp_path / "none.pt")
+    torch.save({"model": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "noise.pt").write_bytes(b"\x00noise" * 9)
+    (tmp_path / "noise.safetensors").write_bytes(b"\xff" * 99)
+    for name in ("evil.pt", "noise.pt", "noise.safetensors"):
+        with pytest.raises(UserError, match="is no file of plain weights"):
+            read_checkpoint(tmp_path / name)
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(UserError, match="holds a list, expected a dictionary"):
+        read_checkpoint(tmp_path / "list.pt")
+
+
+# Reports
+
+
+def test_report_names_what_does_not_fit(weights):
+    before = export_weights(tiny(1), TOKENIZER)
+    model = tiny(1)
+    del weights["quant_conv.conv3d.bias"]
+    weights["quant_conv.conv3d.extra"] = torch.zeros(1)
+    weights["encoder.act.weight"] = torch.zeros(3, 16)
+    with pytest.raises(UserError) as error:
+        import_weights(model, weights, TOKENIZER)
+    sentence = str(error.value)
+    assert "1 missing: quant_conv.conv3d.bias" in sentence and "1 unexpected: quant_conv.conv3d.extra" in sentence
+    assert "1 of another shape: encoder.act.weight (expected 4x16, got 3x16)" in sentence
+    assert same(export_weights(model, TOKENIZER), before), "all or nothing"
+
+
+def test_unexpected_entries_may_be_allowed(weights):
+    model = tiny(1)
+    weights["quant_conv.more"] = torch.zeros(1)
+    with pytest.raises(UserError, match="1 unexpected: quant_conv.more; choose"):
+        import_weights(model, weights, TOKENIZER)
+    report = import_weights(model, weights, TOKENIZER, strict=False)
+    assert not report.fits and report.complete and report.unexpected == ("quant_conv.more",)
+
+
+def test_other_constants_are_refused(weights):
+    weights["encoder.patcher3d.wavelets"] = torch.ones(2)
+    with pytest.raises(UserError, match="of another value: encoder.patcher3d.wavelets"):
+        import_weights(tiny(), weights, TOKENIZER)
+
+
+def test_a_file_of_something_else(weights):
+    with pytest.raises(UserError, match="expected plain weights of the dLDM tokenizer, the file holds none of either"):
+        import_weights(tiny(), {"net.x": torch.zeros(1)}, TOKENIZER)
+
+
+# Codes
+
+INFO = CodesInfo((8, 5, 5, 5), 3, 2)
+
+
+def test_codes_there_and_back(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [("b", "train", 0), ("a", "train", 0), ("a", "train", 1), ("c", "test", 0)]
+    clips = pl.DataFrame(rows, schema=["video", "split", "clip"], orient="row")
+    store = write_codes(tmp_path, clips, rng.integers(1000, size=(4, 3, 2)), INFO)
+    export_codes(store, tmp_path / "codes.pt", "train")
+    theirs = torch.load(tmp_path / "codes.pt", weights_only=True)
+    assert {key: tuple(value.shape) for key, value in theirs.items()} == {"a": (2, 6), "b": (1, 6)}
+    assert theirs["a"].dtype == torch.int32 and theirs["a"][1].tolist() == store["a"][1].reshape(-1).tolist()
+    back = import_codes(tmp_path / "codes.pt", tmp_path / "back", INFO)
+    assert back.frame.equals(store.frame.filter(pl.col("split") == "train")) and back.info == INFO
+    assert read_codes(tmp_path / "back").frame.equals(back.frame)
+    with pytest.raises(UserError, match="no video of split probe"):
+        export_codes(store, tmp_path / "none.pt", "probe")
+
+
+def test_any_integers_will_do(tmp_path):
+    given = {"a": [[0, 1, 2, 3, 4, 5]], "b": torch.arange(12, dtype=torch.uint8).view(2, 6), "c": torch.arange(6)}
+    torch.save(given, tmp_path / "codes.pt")
+    codes = read_release_codes(tmp_path / "codes.pt", 3, 2, 1000)
+    assert codes["a"].tolist() == codes["c"].tolist() == [[[0, 1], [2, 3], [4, 5]]]
+    assert codes["b"][1].tolist() == [[6, 7], [8, 9], [10, 11]]
+
+
+@pytest.mark.parametrize(
+    "value, sentence",
+    [
+        (torch.zeros(2, 5, dtype=torch.long), r"expected integers \(clips, 6\), got \(2, 5\) int64; change steps"),
+        (torch.zeros(2, 6), r"expected integers \(clips, 6\), got \(2, 6\) float32"),
+        (torch.full((1, 6), 1000), r"expected codes in \[0, 1000\), got 1000 to 1000"),
+        ("codes", r"expected integers \(clips, 6\), got str"),
+    ],
+)
+def test_wrong_codes_end_in_a_sentence(tmp_path, value, sentence):
+    torch.save({"a": value}, tmp_path / "codes.pt")
+    with pytest.raises(UserError, match=sentence):
+        read_release_codes(tmp_path / "codes.pt", 3, 2, 1000)
+
+
+# The command
+
+
+def command(*words: object, folder: Path) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "stages.import_release", *map(str, words), "--out", str(folder / "out")]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_command_imports_a_tokenizer(tmp_path, weights):
+    write_checkpoint(tmp_path / "theirs.pt", weights, "network.")
+    (tmp_path / "tiny.json").write_text(json.dumps(asdict(TINY)))
+    done = command(
+        "tokenizer", tmp_path / "theirs.pt", "--config", tmp_path / "tiny.json", "--view", "prefix", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{len(weights)} weights fit the dLDM tokenizer; 0 entries" in done.stderr
+    model = load_tokenizer(tmp_path / "out" / "tokenizer")
+    assert model.config == replace(TINY, view="prefix") and same(export_weights(model, TOKENIZER), weights)
+
+
+def test_command_fails_in_a_sentence(tmp_path, weights):
+    write_checkpoint(tmp_path / "theirs.pt", weights)
+    done = command("tokenizer", tmp_path / "theirs.pt", folder=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "of another shape" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_are_checked(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"channel": 4}')
+    with pytest.raises(UserError, match="tokenizer.channel: unknown key.*did you mean tokenizer.channels"):
+        read_config(file)
+    file.write_text('{"channels": 6, "multipliers": [1, 2, 4]}')
+    assert read_config(file) == TokenizerConfig(channels=6, multipliers=(1, 2, 4))
+    file.write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        read_config(file)

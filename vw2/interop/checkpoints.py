@@ -1,0 +1,204 @@
+"""Weights of others into our models and back: files, wrappers around their names, and a report of what does not fit.
+
+What is particular to a model, its names above all, stands in a `KeyMap` (keys_tokenizer.py for one).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vw2.console import UserError
+from vw2.scratch import atomic_file
+
+# put into names by torch.compile, FSDP, activation checkpointing
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+CONTAINERS = ("model.", "state_dict.")  # top-level keys of a file
+SHOWN = 3  # names of each kind in a sentence
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How the authors name the weights of one model."""
+
+    title: str  # of the model, for messages
+    theirs: Callable[[str], str]  # our name -> theirs
+    prefixes: tuple[str, ...] = ()  # what their files may put in front of all names of this model
+    constants: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}  # theirs that are no weights of ours
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What of a checkpoint fits a model, by the authors' names."""
+
+    title: str
+    fitting: int
+    missing: tuple[str, ...] = ()  # wanted, not there
+    unexpected: tuple[str, ...] = ()  # there, not wanted
+    misshaped: tuple[str, ...] = ()  # "name (expected ..., got ...)"
+    elsewhere: int = 0  # entries of the file that belong to other models or variants
+
+    @property
+    def complete(self) -> bool:
+        """Every weight of the model is there."""
+        return not (self.missing or self.misshaped)
+
+    @property
+    def fits(self) -> bool:
+        """And nothing else."""
+        return self.complete and not self.unexpected
+
+    def sentence(self) -> str:
+        """All of it in words."""
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshaped}
+        parts = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
+        return f"{self.fitting} weights fit the {self.title}" + "".join(f"; {part}" for part in parts)
+
+
+def _some(keys: tuple[str, ...]) -> str:
+    rest = len(keys) - SHOWN
+    return ", ".join(keys[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .pt, .pth or .safetensors file on the CPU; nested dictionaries become dotted names.
+
+    Raises: UserError if the file is missing, broken, or holds anything that only running its code could load.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return flatten(load_file(path))
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path} is no file of plain weights ({first_line(error)}); expected .safetensors, or a .pt that "
+            "torch.load(weights_only=True) reads; download it again or save its state dict"
+        ) from None
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path} holds a {type(tree).__name__}, expected a dictionary of tensors; save its state dict")
+    return flatten(tree)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
+    """Nested dictionaries -> dotted names of the tensors in them; wrappers around names go."""
+    found: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{name}.")
+        elif isinstance(value, Tensor):
+            for wrapper in WRAPPERS:
+                name = name.replace(wrapper, "")
+            found[name] = value
+    return found
+
+
+def variants(prefixes: tuple[str, ...]) -> dict[bool, list[str]]:
+    """Whether averaged (EMA) -> what may stand before a model's names, the longest first."""
+    plain = ["", *prefixes]
+    averaged = [f"{ema}{prefix}" for ema in ("ema.", "model_ema.") for prefix in plain]
+    averaged += [f"{prefix[:-1]}_ema." for prefix in prefixes]
+    full = {ema: [c + p for c in ("", *CONTAINERS) for p in group] for ema, group in ((False, plain), (True, averaged))}
+    return {ema: sorted(group, key=len, reverse=True) for ema, group in full.items()}
+
+
+def select(weights: Mapping[str, Tensor], names: set[str], keys: KeyMap, ema: bool = False) -> dict[str, Tensor]:
+    """The entries of one model in a file, without what stands before their names.
+
+    Args:
+        names: the authors' names of the model's entries.
+        ema: the averaged weights rather than those of the last step.
+    Raises: UserError if the file holds none, naming the variant that it does hold.
+    """
+    found = {}
+    for kind, prefixes in variants(keys.prefixes).items():
+        best = max(prefixes, key=lambda prefix: sum(prefix + name in weights for name in names))
+        found[kind] = best if any(best + name in weights for name in names) else None
+    if found[ema] is None:
+        other = found[not ema] is not None
+        wanted, got = ("averaged (EMA)", "the plain ones") if ema else ("plain", "averaged (EMA) ones")
+        what = f"only {got}; turn EMA {'off' if ema else 'on'}" if other else "none of either; check the file"
+        raise UserError(f"expected {wanted} weights of the {keys.title}, the file holds {what}")
+    prefix = found[ema]
+    rivals = [each for each in (found[not ema],) if each and each.startswith(prefix)]
+    own = {key: value for key, value in weights.items() if key.startswith(prefix) and not key.startswith(tuple(rivals))}
+    if not prefix:  # next to other models only what bears one of our first names can be ours
+        heads = {name.split(".")[0] for name in names}
+        own = {key: value for key, value in own.items() if key.split(".")[0] in heads}
+    return {key.removeprefix(prefix): value for key, value in own.items()}
+
+
+def import_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], keys: KeyMap, ema: bool = False, strict: bool = True
+) -> KeyReport:
+    """Load a checkpoint into `model`, all or nothing.
+
+    Args:
+        ema: the averaged weights rather than those of the last step.
+        strict: refuse a checkpoint with entries that the model does not have.
+    Returns: the report.
+    Raises:  UserError with the report's sentence if the checkpoint does not fit; `model` is then untouched.
+    """
+    ours = model.state_dict()
+    names = {keys.theirs(key): key for key in ours}
+    constants = keys.constants(model)
+    wanted = {theirs: ours[key] for theirs, key in names.items()} | constants
+    own = select(weights, set(wanted), keys, ema)
+    report = compare(own, wanted, keys.title, elsewhere=len(weights) - len(own))
+    wrong = [key for key, value in constants.items() if key in own and not _same(own[key], value)]
+    if wrong or not (report.fits if strict else report.complete):
+        values = f"; of another value: {_some(tuple(wrong))}" if wrong else ""
+        raise UserError(f"{report.sentence()}{values}; choose the file or the model's configuration accordingly")
+    model.load_state_dict({key: own[theirs] for theirs, key in names.items()})
+    return report
+
+
+def compare(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], title: str, elsewhere: int = 0) -> KeyReport:
+    """Names and shapes of a checkpoint against those of a model."""
+    shape = lambda tensor: "x".join(map(str, tensor.shape)) or "a number"  # noqa: E731
+    both = sorted(set(own) & set(wanted))
+    odd = [key for key in both if own[key].shape != wanted[key].shape]
+    return KeyReport(
+        title,
+        len(both) - len(odd),
+        tuple(sorted(set(wanted) - set(own))),
+        tuple(sorted(set(own) - set(wanted))),
+        tuple(f"{key} (expected {shape(wanted[key])}, got {shape(own[key])})" for key in odd),
+        elsewhere,
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal up to bfloat16, in which some files keep everything."""
+    return one.shape != other.shape or torch.allclose(one.float(), other.float(), atol=0.01)
+
+
+def export_weights(model: nn.Module, keys: KeyMap, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The weights of `model` by the authors' names and with their constants; floating ones as `dtype` (None: as is)."""
+    weights = {keys.theirs(key): value.detach() for key, value in model.state_dict().items()}
+    cast = lambda value: value.to(dtype) if dtype and value.is_floating_point() else value  # noqa: E731
+    return {key: cast(value).contiguous() for key, value in (weights | keys.constants(model)).items()}
+
+
+def write_checkpoint(path: Path, weights: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Write a .safetensors file, or a .pt that `weights_only` reads, whole or not at all."""
+    weights = {f"{prefix}{key}": value for key, value in weights.items()}
+    with atomic_file(path) as temporary:
+        if path.suffix == ".safetensors":
+            save_file(weights, temporary)
+        else:
+            torch.save(weights, temporary)

@@ -1,0 +1,150 @@
+"""Names of the authors' DiT and control branch <-> ours: pure functions from dict to dict, by rule, not by list.
+
+Theirs: `net.` (DiT), `net_ctrl.` (control branch), each also as EMA (`net_ema.`, `net_ctrl_ema.`); a plain
+Cosmos-Predict2 checkpoint has `net.` alone, or no prefix. Ours: the state dicts of vw2.models.cosmos.CosmosVDM and of
+vw2.models.control.ControlBranch (hint mlp, own_time true). What has no place in ours (step counters, position buffers
+that follow from the sizes, the branch's last layer that is never run) is kept in `rest`, so that nothing is lost.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+BLOCK = {  # below blocks.<i>.
+    **{f"{part}_attn.{x}_{kind}.": f"attn{i}.{new}." for i, part in ((1, "self"), (2, "cross"))
+       for x, kind, new in (("q", "proj", "to_q"), ("k", "proj", "to_k"), ("v", "proj", "to_v"),
+                            ("output", "proj", "to_out.0"), ("q", "norm", "norm_q"), ("k", "norm", "norm_k"))},
+    **{f"adaln_modulation_{part}.{i}.": f"norm{n}.linear_{i}."
+       for n, part in ((1, "self_attn"), (2, "cross_attn"), (3, "mlp")) for i in (1, 2)},
+    "mlp.layer1.": "ff.net.0.proj.",
+    "mlp.layer2.": "ff.net.2.",
+}  # fmt: skip
+EMBED = {"x_embedder.proj.1.": "patch_embed.proj.", "t_embedder.1.": "time_embed.t_embedder."} | {
+    "t_embedding_norm.": "time_embed.norm."
+}
+LAST = {"final_layer.linear.": "proj_out."} | {
+    f"final_layer.adaln_modulation.{i}.": f"norm_out.linear_{i}." for i in (1, 2)
+}
+HINT = {"x_embedder2.proj.1.": "hint.embed.", "input_hint_block.": "hint.mlp.", "zero_blocks.block": "zero."}
+PLAIN, EMA = ("net.", "net_ctrl."), ("net_ema.", "net_ctrl_ema.")
+NEVER_OURS = ("accum_", "pos_embedder.", "final_layer.")  # final_layer: of the control branch
+SPATIAL, TEMPORAL, SEQUENCE = "pos_embedder.dim_spatial_range", "pos_embedder.dim_temporal_range", "pos_embedder.seq"
+
+
+@dataclass
+class Parts:
+    """A checkpoint taken apart."""
+
+    dit: State = field(default_factory=dict)  # for CosmosVDM
+    control: State = field(default_factory=dict)  # for ControlBranch
+    rest: State = field(default_factory=dict)  # under the authors' names, with prefix
+
+    def unknown(self) -> list[str]:
+        """Names in `rest` that no rule explains."""
+        known = lambda key: _bare(key)[1].startswith(NEVER_OURS) or key.endswith("_extra_state")  # noqa: E731
+        return sorted(key for key in self.rest if not known(key))
+
+
+def _bare(key: str) -> tuple[str, str]:
+    """A name as (prefix, what follows)."""
+    prefix = next((each for each in PLAIN + EMA if key.startswith(each)), "")
+    return prefix, key[len(prefix) :]
+
+
+def _swap(key: str, rules: dict[str, str]) -> str | None:
+    """`key` with the beginning that a rule names replaced; None if there is no such rule."""
+    for old, new in rules.items():
+        if key.startswith(old):
+            return new + key[len(old) :]
+    return None
+
+
+def _translate(key: str, flat: dict[str, str], blocks: tuple[str, str], inner: dict[str, str]) -> str | None:
+    """A name by the rules `flat`, or, in a block, by `inner`; `blocks`: both sides' names of the list of blocks."""
+    if not key.startswith(blocks[0]):
+        return _swap(key, flat)
+    number, _, below = key[len(blocks[0]) :].partition(".")
+    new = _swap(below, inner)
+    return new and f"{blocks[1]}{number}.{new}"
+
+
+def _back(rules: dict[str, str]) -> dict[str, str]:
+    return {new: old for old, new in rules.items()}
+
+
+DIT_BLOCKS, CONTROL_BLOCKS = ("blocks.", "transformer.transformer_blocks."), ("blocks.", "blocks.")
+DIT_FLAT = {old: f"transformer.{new}" for old, new in (EMBED | LAST).items()}
+CONTROL_FLAT = EMBED | HINT
+
+
+def from_release(state: State, ema: bool = False, blocks: int = 3) -> Parts:
+    """The authors' checkpoint in our names (fact sheet of the release, sec. 2.1 and 2.2).
+
+    Args:
+        state: their state dict; tensors are passed on, not copied.
+        ema: take the averaged weights where both are there; the others go to `rest`.
+        blocks: where the checkpoint has no control branch, the first so many blocks and the embeddings fill it too, as
+            the authors' code does; 0 leaves `control` empty.
+    """
+    dit, control = (EMA if ema else PLAIN)[0], (EMA if ema else PLAIN)[1]
+    if not any(_bare(key)[0] == dit for key in state):
+        dit = ""
+    parts, copied = Parts(), {}
+    for key, value in state.items():
+        prefix, bare = _bare(key)
+        if prefix == dit and (new := _translate(bare, DIT_FLAT, DIT_BLOCKS, BLOCK)):
+            parts.dit[new] = value
+            number = bare.split(".")[1] if bare.startswith("blocks.") else "0"
+            if blocks and int(number) < blocks and (own := _translate(bare, EMBED, CONTROL_BLOCKS, BLOCK)):
+                copied[own] = value
+        elif prefix == control and (new := _translate(bare, CONTROL_FLAT, CONTROL_BLOCKS, BLOCK)):
+            parts.control[new] = value
+        else:
+            parts.rest[key] = value
+    parts.control = parts.control or copied
+    return parts
+
+
+def to_release(parts: Parts, ema: bool = False) -> State:
+    """Our state dicts in the authors' names, with prefixes; `rest` as it was. Inverse of `from_release`.
+
+    Raises: ValueError for a name of ours that no rule explains (say, a learned null token, which they have not).
+    """
+    prefixes, out = EMA if ema else PLAIN, dict(parts.rest)
+    jobs = (
+        (parts.dit, prefixes[0], DIT_FLAT, DIT_BLOCKS),
+        (parts.control, prefixes[1], CONTROL_FLAT, CONTROL_BLOCKS),
+    )
+    for state, prefix, flat, names in jobs:
+        for key, value in state.items():
+            old = _translate(key, _back(flat), names[::-1], _back(BLOCK))
+            if old is None:
+                raise ValueError(
+                    f"{key} has no place in the authors' checkpoint; export a model with their options only"
+                )
+            out[prefix + old] = value
+    return out
+
+
+def buffers(head_width: int, latent_frames: int = 128, side: int = 240) -> State:
+    """What the authors' networks keep beside weights, made from the sizes: counters at zero and position buffers.
+
+    Args:
+        head_width: of an attention head.
+        latent_frames, side: the most latent frames, and latent pixels per side.
+    Returns: 7 tensors without prefix, for the `rest` of a model that never was theirs.
+    """
+    spatial = head_width // 6 * 2
+    temporal = head_width - 2 * spatial
+    counters = {
+        f"accum_{name}": torch.tensor(0) for name in ("video_sample_counter", "image_sample_counter", "iteration")
+    }
+    return counters | {
+        "accum_train_in_hours": torch.tensor(0.0),
+        SEQUENCE: torch.arange(max(latent_frames, side // 2), dtype=torch.float32),
+        SPATIAL: torch.arange(0, spatial, 2).float() / spatial,
+        TEMPORAL: torch.arange(0, temporal, 2).float() / temporal,
+    }

@@ -1,0 +1,187 @@
+"""The back ends of the VDM port by name, how each is built at random and loaded, and under which licence it stands.
+
+mini is the small prior that this project pretrains; cosmos and wan are published models in diffusers' layout, found by
+hub id and pinned commit or in a local folder, loaded from safetensors alone.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import vw2.torchvision_ops  # noqa: F401  (must come before the Cosmos classes are imported)
+
+import torch
+from diffusers import AutoencoderKLWan, CosmosTransformer3DModel, WanTransformer3DModel
+from torch import nn
+
+from vw2.console import UserError, say
+from vw2.guardrail import Guardrail, guardrail
+from vw2.models.cosmos import CosmosConfig, CosmosVDM
+from vw2.models.hub import complete, locate, read, reading
+from vw2.models.port import VDM, VideoPrior, VideoVAE
+from vw2.models.prior import Prior, PriorModelConfig
+from vw2.models.wan import TI2V_5B, WanVDM
+from vw2.models.wan_vae import WAN_2_2, WanVAE
+from vw2.params import build
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """Group `dldm.backend` of params.yaml: whose VAE and VDM."""
+
+    kind: Literal["mini", "cosmos", "wan"] = "mini"
+    weights: str | None = None  # hub id or local folder; None for mini
+    revision: str | None = None  # commit on the hub; not looked at for a folder
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the VDM's weights; the VAE stays in float32
+    device_map: Literal["auto"] | None = None  # auto: spread over GPUs, CPU and `offload`, to render with
+    offload: str | None = None  # folder for weights that fit nowhere else
+    # cosmos: zeros fill the context up to this many tokens, under no masks (release: 512); 0 = one learned token in
+    # front of the codes, masks as dldm.self_attention and dldm.cross_attention say
+    tokens: int = 0
+    guardrail: bool = True  # checks instruction and rendered frames where the licence asks for it
+
+    def __post_init__(self):
+        if self.kind == "mini":
+            if (self.weights, self.revision, self.dtype, self.tokens) != (None, None, "float32", 0):
+                raise ValueError(
+                    "dldm.backend.kind mini is the prior of the stage pretrain_prior, in float32; "
+                    "set the other keys of dldm.backend back to null, 0 and float32, or choose cosmos or wan"
+                )
+        elif self.weights is None:
+            raise ValueError(
+                f"dldm.backend.kind {self.kind} needs dldm.backend.weights, a hub id or a local folder, got null"
+            )
+        if self.tokens < 0 or self.tokens and self.kind != "cosmos":
+            raise ValueError(f"dldm.backend.tokens must be 0, or for cosmos a length, got {self.tokens}; set it to 0")
+        if self.offload is not None and self.device_map is None:
+            raise ValueError("dldm.backend.offload goes with dldm.backend.device_map auto, got null; set one of them")
+
+    def options(self) -> dict:
+        """What diffusers' from_pretrained is told about the transformer."""
+        chosen = {"device_map": self.device_map, "offload_folder": self.offload}
+        return {"torch_dtype": DTYPES[self.dtype]} | {key: value for key, value in chosen.items() if value is not None}
+
+
+class Pair(nn.Module):
+    """A VAE and the VDM on its latents (vw2.models.port.VideoPrior)."""
+
+    def __init__(self, vae: VideoVAE, vdm: VDM):
+        super().__init__()
+        if vae.latent != vdm.latent:
+            raise UserError(
+                f"the VAE has {vae.latent} latent channels, the VDM works on {vdm.latent}; "
+                "set dldm.backend.weights to a model whose parts belong together"
+            )
+        self.vae, self.vdm = vae, vdm
+
+
+def load_prior(folder: Path) -> Prior:
+    """The mini prior as saved by vw2.models.prior.Prior.save, in eval mode, VAE frozen."""
+    config = build(PriorModelConfig, json.loads((folder / "config.json").read_text())["model"], "prior.model")
+    prior = Prior(config).load(folder).eval()
+    prior.vae.requires_grad_(False)
+    return prior
+
+
+def random_mini(config: PriorModelConfig | None = None) -> Prior:
+    """A mini prior that knows nothing; without `config` of the committed size."""
+    return Prior(config or PriorModelConfig())
+
+
+def random_cosmos(config: CosmosConfig | None = None, vae: dict | None = None) -> Pair:
+    """Cosmos-Predict2 with random weights: 2B with the VAE of Wan 2.1, or other numbers."""
+    return Pair(WanVAE(AutoencoderKLWan(**vae or {})), CosmosVDM(config or CosmosConfig()))
+
+
+def random_wan(transformer: dict | None = None, vae: dict | None = None) -> Pair:
+    """Wan with random weights: 2.2 TI2V-5B, or other numbers for its two networks."""
+    net = WanTransformer3DModel(**TI2V_5B | (transformer or {}))
+    return Pair(WanVAE(AutoencoderKLWan(**WAN_2_2 | (vae or {}))), WanVDM(net))
+
+
+def published(config: BackendConfig) -> tuple[Path, WanVAE]:
+    """The folder of published weights, and the VAE in it."""
+    folder = locate(config.weights, config.revision, ("vae", "transformer"))
+    return folder, WanVAE(read(AutoencoderKLWan, folder / "vae"))
+
+
+def load_cosmos(config: BackendConfig, _: Path) -> Pair:
+    folder, vae = published(config)
+    attention = "full" if config.tokens else "causal"
+    with reading(CosmosTransformer3DModel, folder / "transformer"):
+        vdm = CosmosVDM.load(str(folder), tokens=config.tokens, attention=attention, **config.options())
+        complete(vdm.transformer, folder / "transformer")
+    return Pair(vae, vdm)
+
+
+def load_wan(config: BackendConfig, _: Path) -> Pair:
+    folder, vae = published(config)
+    net = read(WanTransformer3DModel, folder / "transformer", **config.options())
+    return Pair(vae, WanVDM(net))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the registry knows of a back end."""
+
+    title: str
+    licence: str
+    random: Callable[..., VideoPrior]  # without arguments at true size
+    load: Callable[[BackendConfig, Path], VideoPrior]
+    guarded: bool = False  # does the licence ask for a guardrail?
+
+
+BACKENDS = {
+    "mini": Backend(
+        "mini prior", "Apache-2.0 (this project, LICENSE)", random_mini, lambda _, folder: load_prior(folder)
+    ),
+    "cosmos": Backend(
+        "Cosmos-Predict2",
+        "NVIDIA Open Model License, "
+        "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/",
+        random_cosmos,
+        load_cosmos,
+        guarded=True,
+    ),
+    "wan": Backend(
+        "Wan 2.2", "Apache-2.0, https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers", random_wan, load_wan
+    ),
+}
+
+
+@cache
+def show_licence(kind: str) -> None:
+    """Print the licence of a back end, once in a process."""
+    say(f"licence of the {BACKENDS[kind].title} weights: {BACKENDS[kind].licence}")
+
+
+def load_backend(config: BackendConfig, prior: Path) -> VideoPrior:
+    """VAE (frozen) and VDM of a back end, in eval mode; its licence is shown first.
+
+    Args:
+        prior: folder of the mini prior.
+    Raises: UserError if the weights are not there, not pinned or of another kind.
+    """
+    show_licence(config.kind)
+    pair = BACKENDS[config.kind].load(config, prior).eval()
+    pair.vae.requires_grad_(False)
+    return pair
+
+
+def check_size(pair: VideoPrior, height: int, width: int) -> None:
+    """Raise UserError unless pictures of this size, pixels, divide into the tokens of the VDM."""
+    side = pair.vae.side * pair.vdm.patch
+    if height % side or width % side:
+        raise UserError(
+            f"this back end needs clip.height and clip.width to be multiples of {side} pixels, got {height} and {width}"
+        )
+
+
+def guardrail_of(config: BackendConfig, device: torch.device | str = "cpu") -> Guardrail:
+    """The guardrail that the licence of a back end asks for; without one, or switched off, it lets all through."""
+    return guardrail(BACKENDS[config.kind].guarded, config.guardrail, device)

@@ -1,0 +1,116 @@
+"""Weights of others: a folder in diffusers' layout, or a repository of the Hugging Face hub at a pinned commit.
+
+Only config.json and safetensors files are fetched and read; nothing is unpickled and no code of a repository is run.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
+
+from diffusers import ModelMixin
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from vw2.console import UserError
+
+COMMIT = re.compile("[0-9a-f]{40}")
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+KEYS = "dldm.backend.weights"
+
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def locate(weights: str, revision: str | None, parts: Iterable[str]) -> Path:
+    """The folder that holds the weights; those of the hub are fetched once, into its own cache.
+
+    Args:
+        weights: a local folder, or a hub id such as Wan-AI/Wan2.2-TI2V-5B-Diffusers.
+        revision: commit on the hub, 40 hexadecimal digits; not looked at for a folder.
+        parts: subfolders that are needed, such as vae.
+    Raises: UserError if it is neither, the commit is not pinned, or the hub cannot be reached or refuses.
+    """
+    if Path(weights).is_dir():
+        return Path(weights)
+    if not COMMIT.fullmatch(revision or ""):
+        raise UserError(
+            f"{weights} is no folder, and as an id on the Hugging Face hub it needs a commit in dldm.backend.revision, "
+            f"40 hexadecimal digits, got {revision}; copy one from https://huggingface.co/{weights}/commits/main"
+        )
+    page = f"https://huggingface.co/{weights}"
+    try:
+        patterns = [f"{part}/{file}" for part in parts for file in FILES]
+        return Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
+    except GatedRepoError:
+        problem = f"asks you to accept its licence at {page} and to log in with `hf auth login`"
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        problem = f"is not on the Hugging Face hub at commit {revision}; correct {KEYS} or dldm.backend.revision"
+    except OSError:
+        problem = f"could not be fetched; connect to the Hugging Face hub once, or set {KEYS} to a local folder"
+    raise UserError(f"{weights} {problem}")
+
+
+def expect(kind: type[ModelMixin], folder: Path) -> None:
+    """Check that `folder` holds a diffusers model of this class as safetensors.
+
+    Raises: UserError saying what is there instead.
+    """
+    found = "no config.json"
+    if (folder / "config.json").is_file():
+        try:
+            found = json.loads((folder / "config.json").read_text()).get("_class_name", "another config.json")
+        except (ValueError, AttributeError):
+            found = "a broken config.json"
+    if found != kind.__name__:
+        raise UserError(
+            f"expected the {kind.__name__} of diffusers in {folder}, found {found}; change {KEYS} or dldm.backend.kind"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"expected *.safetensors files in {folder}, found none; other formats are not read")
+
+
+@contextmanager
+def reading(kind: type[ModelMixin], folder: Path) -> Iterator[None]:
+    """Around the code that loads the diffusers model of this class from `folder`: its failures in one sentence.
+
+    Raises: UserError if the folder holds another class or broken files.
+    """
+    expect(kind, folder)
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"the {kind.__name__} in {folder} could not be read ({reason}); change {KEYS}") from error
+
+
+def complete(model: ModelMixin, folder: Path) -> None:
+    """Check that the files of `folder` hold the weights of `model`, all and no others: diffusers draws what is missing.
+
+    Raises: UserError with the numbers of both.
+    """
+    held = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            held |= set(weights.keys())
+    wanted = set(model.state_dict())
+    if held != wanted:
+        raise UserError(
+            f"the files in {folder} lack {len(wanted - held)} weights of their {type(model).__name__} and hold "
+            f"{len(held - wanted)} others, first {min(held ^ wanted)}; fetch them again or change {KEYS}"
+        )
+
+
+def read(kind: type[Model], folder: Path, **options) -> Model:
+    """A pretrained diffusers model; `options` are those of from_pretrained: torch_dtype, device_map, ...
+
+    Raises: UserError if the folder holds another class, broken files or other weights.
+    """
+    with reading(kind, folder):
+        model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+        complete(model, folder)
+    return model

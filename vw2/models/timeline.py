@@ -1,0 +1,97 @@
+"""How the frames of a clip divide into steps, and the steps of a long clip into the windows that the VDM draws at once.
+
+Legend: T frames, L latent frames, K = L - 1 steps. A step has `stride` frames: 4, or 1 in clips of two frames.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vw2.models.haar import PATCH as STRIDE
+
+PAIR = 2  # frames of the shortest clip
+
+
+def fill(video: Tensor) -> Tensor:
+    """(B, C, T, H, W), T = 1 + 4m as it is; of two frames the second is shown 4 times (our choice).
+
+    So a clip of two frames has L = 2 and K = 1 for every causal encoder; `stride` 1 drops the copies when decoding.
+    """
+    return torch.cat([video[:, :, :1], video[:, :, 1:].expand(-1, -1, STRIDE, -1, -1)], 2) if is_pair(video) else video
+
+
+def is_pair(video: Tensor) -> bool:
+    return video.shape[2] == PAIR
+
+
+def stride_of(stride: int | None, frames: int, max_steps: int) -> int:
+    """Frames per step for clips of T frames: 1 for T = 2 and else 4 (VideoWorld 2, sec. 3).
+
+    Args:
+        stride: `dldm.stride`; None to derive it.
+        frames: T.
+        max_steps: `dldm.max_steps`.
+    Raises: ValueError if they contradict each other or the clip has more than `max_steps` steps.
+    """
+    derived = 1 if frames == PAIR else STRIDE
+    if stride not in (None, derived):
+        raise ValueError(
+            f"clips of {frames} frames have {derived} frames a step but dldm.stride is {stride}; leave it null"
+        )
+    steps = (frames - 1) // derived
+    if steps > max_steps:
+        raise ValueError(f"clips of {frames} frames have {steps} steps but dldm.max_steps is {max_steps}; raise it")
+    return derived
+
+
+@dataclass(frozen=True)
+class Window:
+    """Steps [begin, end) of a clip, drawn at once; it begins with the last frame of the window before."""
+
+    begin: int
+    end: int
+    number: int  # of windows before it
+    stride: int  # frames per step
+
+    @property
+    def frames(self) -> slice:
+        """Of the clip's frames, the first known one included."""
+        return slice(self.stride * self.begin, self.stride * self.end + 1)
+
+    @property
+    def steps(self) -> slice:
+        return slice(self.begin, self.end)
+
+    @property
+    def noise(self) -> slice:
+        """Of the clip's L latent frames."""
+        return slice(self.begin, self.end + 1)
+
+    @property
+    def latents(self) -> slice:
+        """Of the latents of all windows, end to end (`encode_windows`): each begins with a latent frame of its own."""
+        return slice(self.begin + self.number, self.end + self.number + 1)
+
+
+def windows(steps: int, most: int, stride: int) -> list[Window]:
+    """The K steps of a clip in as few windows as hold at most `most` frames each, of equal length or 1 step less.
+
+    Args:
+        most: frames, the first known one included.
+        stride: frames per step.
+    """
+    count = math.ceil(steps / ((most - 1) // stride))
+    edges = [math.ceil(steps * i / count) for i in range(count + 1)]
+    return [Window(*edges[i : i + 2], i, stride) for i in range(count)]
+
+
+def encode_windows(vae, video: Tensor, most: int) -> Tensor:
+    """(B, 3, T, H, W) -> (B, C, sum of L, h, w): latents of each window of the clip, end to end.
+
+    With one window they are those of the whole clip.
+    """
+    stride = 1 if is_pair(video) else STRIDE
+    parts = windows((video.shape[2] - 1) // stride, most, stride)
+    return torch.cat([vae.encode(fill(video[:, :, part.frames])) for part in parts], dim=2)

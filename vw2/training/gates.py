@@ -1,0 +1,100 @@
+"""What a run must reach to go on; VideoWorld 2 needs live codes that are listened to, the thresholds are our choice."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log2
+from pathlib import Path
+
+from vw2.console import UserError
+
+
+@dataclass(frozen=True)
+class GatesConfig:
+    """Group `gates` of params.yaml."""
+
+    entropy_share: float = 0.5  # least entropy of a code, as a share of log2(codebook)
+    step_entropy_share: float = 0.25  # the same for the codes of the poorest step
+    digit_entropy_share: float = 0.1  # least entropy of the poorest digit of a query, as a share of log2(levels)
+    dead_digits: int = 0  # most digits of queries with a single level in use
+    used_share: float = 0.1  # least share of the codebook in use
+    motion_share: float = 0.25  # least motion energy of the coarse video, as a share of the real one's
+    denoise_margin: float = 0.0  # what the denoising loss must rise by, as a share, if clips get others' codes
+    margin_db: float = 0.5  # least PSNR advantage of a clip's own codes over another video's, moving pixels
+    enabled: bool = True
+
+
+def check_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sheet: Path) -> None:
+    """Stop a run whose codes are dead or not listened to, or whose coarse video stands still.
+
+    Args:
+        figures: dotted key -> number or {"value", ...}; a gate whose figure is not there (a stage without VDM) is open.
+        codebook: size.
+        plot: picture of the entropies (vw2.evaluation.health).
+        sheet: picture of rendered clips.
+    Raises: UserError naming the first broken gate and the picture to look at.
+    """
+    if gates.enabled:
+        for sentence in broken_gates(figures, gates, codebook, plot, sheet):
+            raise UserError(sentence)
+
+
+def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sheet: Path) -> Iterator[str]:
+    """A sentence for every broken gate."""
+    bits = log2(codebook)
+    if (found := figures["codes.entropy_bits"]) < (need := gates.entropy_share * bits):
+        yield (
+            f"the codes died: {found:.2f} bits of entropy, at least {need:.2f} expected (gates.entropy_share); "
+            f"see {plot}, train longer or lower the learning rate of the encoder"
+        )
+    if (found := figures["codes.used_fraction"]) < gates.used_share:
+        yield (
+            f"the codes died: {found:.1%} of the codebook in use, at least {gates.used_share:.0%} expected "
+            f"(gates.used_share); see {plot}, lower dldm.codebook or train longer"
+        )
+    if (found := figures.get("codes.dead_digits", 0)) > gates.dead_digits:
+        yield (
+            f"the codes died: digits with a single level in use: {found}, at most {gates.dead_digits} expected "
+            f"(gates.dead_digits); see {plot}, lower dldm.codebook or train longer"
+        )
+    k, found = _least(figures, "codes.step_entropy_bits.k")
+    if found < (need := gates.step_entropy_share * bits):
+        yield (
+            f"the codes of step {k} died: {found:.2f} bits of entropy, at least {need:.2f} expected "
+            f"(gates.step_entropy_share); see {plot}, train longer or lower the learning rate of the encoder"
+        )
+    g, found = _least(figures, "codes.digit_entropy_share.g")
+    if found < gates.digit_entropy_share:
+        yield (
+            f"digit {g} of the codes died: {found:.1%} of its entropy in use, at least {gates.digit_entropy_share:.0%} "
+            f"expected (gates.digit_entropy_share); see {plot}, train longer or lower dldm.codebook"
+        )
+    if (found := _value(figures, "coarse.motion_share", 1.0)) < gates.motion_share:
+        yield (
+            f"the coarse decoder stands still: {found:.1%} of the real motion, at least {gates.motion_share:.0%} "
+            f"expected (gates.motion_share); see {sheet}, train longer or raise dldm.pixel_motion_weight"
+        )
+    if "denoise.rise" in figures and not figures["denoise.rise"] > gates.denoise_margin:
+        yield (
+            f"the codes are ignored: another video's codes raise the denoising loss by {figures['denoise.rise']:.2%}, "
+            f"more than {gates.denoise_margin:.2%} expected (gates.denoise_margin); see {plot} and {sheet}, train "
+            "longer or raise train_dldm.listen_steps"
+        )
+    if "render.psnr" in figures:
+        margin = _value(figures, "render.psnr") - _value(figures, "render.psnr_other_codes")
+        if margin < gates.margin_db:
+            yield (
+                f"the codes are not listened to: a clip's own codes render it only {margin:.2f} dB better than another "
+                f"video's, at least {gates.margin_db:g} expected (gates.margin_db); see {sheet}, train longer"
+            )
+
+
+def _value(figures: dict, key: str, absent: float | None = None) -> float:
+    found = figures.get(key, absent)
+    return found["value"] if isinstance(found, dict) else found
+
+
+def _least(figures: dict, prefix: str) -> tuple[str, float]:
+    """What follows the prefix in the key of the smallest figure, and that figure; ("", inf) without any."""
+    found = [(value, key.removeprefix(prefix)) for key, value in figures.items() if key.startswith(prefix)]
+    value, name = min(found, default=(float("inf"), ""))
+    return name, value
