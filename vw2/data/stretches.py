@@ -112,7 +112,7 @@ class StretchFinder:
 
     def _examine(self, last: bool = False) -> None:
         if self._at:
-            seen = np.stack(self._cells).reshape(-1, GRID * GRID, 3).swapaxes(1, 2).astype(np.float32)
+            seen = np.stack(self._cells).reshape(-1, GRID * GRID, 3).swapaxes(1, 2).astype(np.float32, order="C")
             self._find_stretches(seen)
             self._tail, self._tail_at = np.concatenate([self._tail, seen]), self._tail_at + self._at
             self._cells, self._at = [], []
