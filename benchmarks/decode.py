@@ -108,6 +108,7 @@ def growth(file: Path, opens: int) -> float:
 
 def main(
     folder: Path = typer.Option(None, help="Measure on these videos instead of generated ones."),
+    frames: int = typer.Option(400, help="Frames of the generated videos."),
     repeats: int = typer.Option(7, help="Pairs to time."),
     opens: int = typer.Option(0, help="Only open a small video so often and tell how memory grows."),
 ) -> None:
@@ -119,7 +120,7 @@ def main(
             table("memory", {"opens": opens, "growth, MB": growth(film, opens)})
             return
         if folder is None:
-            files = [make_film(work / f"{w}x{h}.mp4", w, h, n, 0) for w, h, n in ((640, 360, 400), (1280, 720, 200))]
+            files = [make_film(work / f"{w}x{h}.mp4", w, h, frames, 0) for w, h in ((640, 360), (1280, 720))]
         elif not (files := [folder / name for name in find_videos(folder)]):
             raise UserError(f"no video in {folder}; choose another --folder")
         rows = []
@@ -127,9 +128,8 @@ def main(
             for file in files:
                 info = scan(file)
                 fps = info.fps if folder else FPS
-                frames = info.frames * repeats
-                spent = sum(cost(ours, file, fps, work)[0] for _ in range(repeats))
-                name = {"video": file.name, "ms/frame": 1000 * spent / frames}
+                spent = np.median([cost(ours, file, fps, work)[0] for _ in range(repeats)])
+                name = {"video": file.name, "CPU ms/frame": 1000 * float(spent) / info.frames}
                 rows.append(name | {"workers": 1} | ratios(cost, file, fps, work, repeats))
                 side = ratios(lambda *call: both(crew, *call), file, fps, work, repeats)
                 rows.append(name | {"workers": 2} | side)

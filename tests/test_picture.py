@@ -25,7 +25,8 @@ def test_shrinking_before_or_after_rgb_looks_the_same(film, fit, size):
         small, expected = resize_picture(picture, *size, fit), resize_frame(frame, *size, fit)
         assert small.shape == expected.shape and small.dtype == np.uint8
         apart = np.abs(small.astype(int) - expected)
-        assert apart.mean() < 3 and np.abs(small.mean((0, 1)) - expected.mean((0, 1))).max() < 2
+        assert apart.mean() < (4 if fit == "cover" else 3)  # its crop lies up to half a pixel beside
+        assert np.abs(small.mean((0, 1)) - expected.mean((0, 1))).max() < 2
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])

@@ -65,7 +65,7 @@ def await_file(folder, pattern):
 
 def finish(processes):
     """(exit codes, outputs, errors) of the processes."""
-    told = [process.communicate(timeout=240) for process in processes]
+    told = [process.communicate(timeout=900) for process in processes]
     return [process.returncode for process in processes], [out for out, _ in told], [error for _, error in told]
 
 
