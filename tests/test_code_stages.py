@@ -31,6 +31,7 @@ PARAMS = {
             "steps": 40,
             "batch": 2,
             "lr": 0.01,
+            "muon": None,
             "warmup": 2,
             "weight_decay": 0.05,
             "betas": [0.9, 0.98],
