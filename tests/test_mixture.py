@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from stages import ingest as ingest_stage
 from vw2 import params as parameters
 from vw2.console import UserError
 from vw2.data import guards, manifest, sampler
+from vw2.data.clips import ClipConfig
 from vw2.data.manifest import Entry
 from vw2.data.sampler import Mixture, batch_indices, mixture
 from vw2.data.shards import ClipStore, write_shards
@@ -109,7 +111,7 @@ def test_both_stages_on_films_pictures_and_the_craft_world(tmp_path, monkeypatch
         "craft": world | {"fail_videos": 0, "test_paper": 1, "test_blocks": 0, "probe_videos": 1},
         "ingest": IngestConfig(source=listed, time_limit=60.0).__dict__,
         "splits": {"environments": False, "near_duplicates": True},
-        "clip": {"frames": 17, "fps": 16.0, "height": 48, "width": 96, "fit": "cover", "min_frames": 17},
+        "clip": asdict(ClipConfig(height=48, width=96)),
         "runtime": {"workers": 2},
     }
     Path("params.yaml").write_text(json.dumps(groups))

@@ -42,7 +42,7 @@ class FrameSet:
 def frame_rows(store: ClipStore, truth: pl.DataFrame, manifest: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
     """The truth of every real frame of the clips of some splits, in the order of the videos in the store.
 
-    Videos without any truth (other sources of a mixture) are left out.
+    Sources without any truth (others of a mixture) are left out.
 
     Args:
         truth: video, frame (of the source video) and TRUTH_COLUMNS.
@@ -50,8 +50,8 @@ def frame_rows(store: ClipStore, truth: pl.DataFrame, manifest: pl.DataFrame, sp
     Returns: the `rows` of a FrameSet.
     Raises: UserError if a frame has no truth.
     """
-    known = truth["video"].unique().implode()
-    clips = store.index.filter(pl.col("split").is_in(list(splits)) & pl.col("video").is_in(known))
+    known = store.index.filter(pl.col("video").is_in(truth["video"].unique().implode()))["source"].unique().implode()
+    clips = store.index.filter(pl.col("split").is_in(list(splits)) & pl.col("source").is_in(known))
     videos = clips.group_by("video", "split", "task", maintain_order=True).agg(
         frames=pl.col("valid").cast(pl.Int64).sum() - pl.len() + 1  # neighbouring clips share a frame
     )
