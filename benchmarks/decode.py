@@ -30,7 +30,7 @@ from vw2.media.decode import probe, read_frames, scan
 from vw2.media.picture import SHRINK
 from vw2.media.resize import resize_frame
 
-CONFIG = ClipConfig()
+CONFIG = ClipConfig(fit="stretch")  # the plain loops know no other
 FLAGS = {"area": SHRINK, "bilinear": Interpolation.BILINEAR, "area, all": SHRINK}
 PLAIN = (*FLAGS, "resize")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -50,7 +50,7 @@ def plain(kind: str, file: Path, fps: float) -> list[np.ndarray]:
                 wanted += 1
             if kind == "resize":
                 picture = frame.to_ndarray(format="rgb24", threads=1)
-                kept.append(resize_frame(picture, CONFIG.height, CONFIG.width))
+                kept.append(resize_frame(picture, CONFIG.height, CONFIG.width, CONFIG.fit))
             else:
                 size = {"width": CONFIG.width, "height": CONFIG.height, "interpolation": FLAGS[kind]}
                 kept.append(scaler.reformat(frame, format="rgb24", threads=1, **size).to_ndarray())
@@ -79,7 +79,7 @@ def both(crew: ProcessPoolExecutor, work: Callable, *arguments: object) -> tuple
 def ratios(measure: Callable, file: Path, fps: float, folder: Path, repeats: int) -> dict[str, str]:
     """Kind of plain loop -> median over the pairs of plain seconds / our seconds, CPU (wall)."""
     pairs: dict[str, list[np.ndarray]] = {kind: [] for kind in PLAIN}
-    for repeat in range(repeats + 1):
+    for repeat in track(range(repeats + 1), file.name):
         for kind in PLAIN:
             if repeat % 2:
                 mine, other = measure(ours, file, fps, folder), measure(plain, kind, file, fps)

@@ -33,22 +33,21 @@ def quarter_turns(frame: av.VideoFrame) -> int:
 
 
 class Picture:
-    """One picture of a video, turned as the metadata ask.
-
-    Attributes: shape: (height, width), pixels.
-    """
+    """One picture of a video, turned as the metadata ask."""
 
     def __init__(self, frame: av.VideoFrame, number: int, scaler: VideoReformatter) -> None:
         """Args: number: frames before this one, for errors; scaler: the file's own, which keeps its tables."""
         self._frame, self._number, self._scaler = frame, number, scaler
-        self._turns = quarter_turns(frame)
-        self._transparent = any(component.is_alpha for component in frame.format.components)
-        size = frame.height, frame.width
-        self.shape = size[::-1] if self._turns % 2 else size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width), pixels."""
+        size = self._frame.height, self._frame.width
+        return size[::-1] if quarter_turns(self._frame) % 2 else size
 
     def rgb(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB; transparency lies on white, as browsers show it. Raises: MediaError."""
-        if not self._transparent:
+        if not self._transparent():
             return self._turned(self._convert("rgb24"))
         rgba = self._convert("rgba")
         colour, alpha = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
@@ -62,13 +61,16 @@ class Picture:
         Raises: MediaError.
         """
         ratios = self.shape[0] / height, self.shape[1] / width
-        if self._transparent or min(ratios) < 1 or max(ratios) == 1 or max(ratios) > MOST:
+        if min(ratios) < 1 or max(ratios) == 1 or max(ratios) > MOST or self._transparent():
             return None
-        size = (width, height) if self._turns % 2 else (height, width)
+        size = (width, height) if quarter_turns(self._frame) % 2 else (height, width)
         return self._turned(self._convert("rgb24", height=size[0], width=size[1], interpolation=SHRINK))
 
+    def _transparent(self) -> bool:
+        return any(component.is_alpha for component in self._frame.format.components)
+
     def _turned(self, pixels: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.rot90(pixels, self._turns))
+        return np.ascontiguousarray(np.rot90(pixels, quarter_turns(self._frame)))
 
     def _convert(self, pixels: str, **size: int) -> np.ndarray:
         """The picture in another pixel format and size, not turned."""
