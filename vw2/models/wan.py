@@ -8,6 +8,8 @@ frame, K = L - 1 code steps, N codes per step, D width of a context token.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import vw2.torchvision_ops  # noqa: F401  (diffusers imports transformers)
+
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.embeddings import apply_rotary_emb
