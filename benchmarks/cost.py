@@ -1,8 +1,9 @@
 """Does the cost of ingest and clip grow with the input, and no faster? `python -m benchmarks.cost`.
 
-Runs both stages in fresh processes on 1x, 4x and 16x of an input and on a single video, whose cost (start of Python,
-imports, worker processes, figures) is what no input costs. CPU seconds (user and system, worker processes included) are
-what is compared: wall seconds also count what other programs took.
+Runs both stages in fresh processes on four units of an input (mostly the start: imports, worker processes, figures)
+and on 1x, 4x and 16x, and lays a line a + b * units through the four costs, by least squares of their relative errors.
+CPU seconds (user and system, worker processes included) are what is compared: wall seconds also count what other
+programs took.
 """
 
 import json
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import typer
 
 from benchmarks.films import make_film
@@ -22,6 +24,7 @@ from vw2.params import load
 
 ROOT = Path(__file__).parents[1]
 TIMES = (1, 4, 16)
+FEW = 4  # units: enough for every worker process to start
 STAGES = ("ingest", "clip")
 
 
@@ -31,8 +34,8 @@ def prepare(folder: Path, source: str, units: int, params: Path) -> None:
     values = load(params)
     values["runtime"] = {"workers": 2}
     if source == "craft":
-        values["craft"] |= {"train_videos": max(1, units - 4)}
-        values["craft"] |= dict.fromkeys(("fail_videos", "test_paper", "test_blocks", "probe_videos"), int(units > 4))
+        values["craft"] |= {"train_videos": units - 3}
+        values["craft"] |= {"fail_videos": 1, "test_paper": 1, "test_blocks": 1, "probe_videos": 0}
     else:
         values["ingest"] |= {"source": "folder", "path": "films"}
         (folder / "films").mkdir()
@@ -62,15 +65,15 @@ def cost(folder: Path, stage: str) -> tuple[float, float]:
 
 def main(
     source: str = typer.Option("files", help="craft (videos), files (small films) or length (seconds of one film)."),
-    units: int = typer.Option(60, help="1x of the input, in videos or seconds."),
-    repeats: int = typer.Option(3, help="Runs of each; the cheapest counts."),
+    units: int = typer.Option(100, help="1x of the input, in videos or seconds."),
+    repeats: int = typer.Option(1, help="Runs of each; the cheapest counts."),
     params: Path = typer.Option(ROOT / "params.yaml", help="Parameter file."),
 ) -> None:
     """CPU cost of one unit of input at 1x, 4x and 16x of it."""
-    if source not in ("craft", "files", "length"):
-        raise UserError(f"--source: expected craft, files or length, got {source}")
+    if source not in ("craft", "files", "length") or units <= FEW:
+        raise UserError(f"expected --source craft, files or length and --units above {FEW}, got {source}, {units}")
     with tempfile.TemporaryDirectory() as temporary:
-        sizes = [1, *(units * times for times in TIMES)]
+        sizes = [FEW, *(units * times for times in TIMES)]
         spent: dict[tuple[int, str], tuple[float, float]] = {}
         for size in sizes:
             prepare(Path(temporary) / str(size), source, size, params)
@@ -82,13 +85,12 @@ def main(
                     spent[size, stage] = min(cpu, least[0]), min(wall, least[1])
     rows = []
     for stage in STAGES:
-        fixed = spent[1, stage][0]
-        each = {size: (spent[size, stage][0] - fixed) / (size - 1) for size in sizes[1:]}
-        for times, size in zip(TIMES, sizes[1:], strict=True):
-            cpu, wall = spent[size, stage]
-            row = {"stage": stage, "input": f"{times}x", "units": size, "CPU s": cpu, "wall s": wall}
-            row |= {"CPU s of one unit": fixed, "CPU ms per further unit": 1000 * each[size]}
-            rows.append(row | {"against 1x": f"{each[size] / each[units]:.3f}"})
+        cpu = np.array([spent[size, stage][0] for size in sizes])
+        start, unit = np.linalg.lstsq(np.column_stack([1 / cpu, sizes / cpu]), np.ones(len(cpu)))[0]
+        for times, size, seconds in zip(("few", *TIMES), sizes, cpu, strict=True):
+            row = {"stage": stage, "input": times, "units": size, "CPU s": f"{seconds:.2f}"}
+            row |= {"wall s": f"{spent[size, stage][1]:.1f}", "line, s": f"{start:.2f} + {unit:.4f} n"}
+            rows.append(row | {"CPU / line": f"{seconds / (start + unit * size):.3f}"})
     table(f"cost of {source}", rows)
 
 

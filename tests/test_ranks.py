@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SETTING = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 SHARED = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from vw2.console import UserError
 from vw2.data.pool import Failure
@@ -30,8 +30,8 @@ def odd(job):
         os._exit(3)
     if job == "raise":
         raise KeyError("a bug")
-    while job == "wait":
-        pass
+    if job == "wait":
+        time.sleep(12)
     return job.upper()
 
 if __name__ == "__main__":
