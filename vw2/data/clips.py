@@ -156,7 +156,7 @@ def _write(
     temporary = target.with_name(f".{target.name}.partial")
     count, last, scaled = 0, None, None
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("wb", buffering=2**20) as stream:
             for frame in resample(frames, source_fps, config.fps, variable):
                 if frame is not last:
                     last = frame
