@@ -87,7 +87,7 @@ def main(
     for stage in STAGES:
         cpu = np.array([spent[size, stage][0] for size in sizes])
         start, unit = np.linalg.lstsq(np.column_stack([1 / cpu, sizes / cpu]), np.ones(len(cpu)))[0]
-        for times, size, seconds in zip(("few", *TIMES), sizes, cpu, strict=True):
+        for times, size, seconds in zip(("few", *(f"{each}x" for each in TIMES)), sizes, cpu, strict=True):
             row = {"stage": stage, "input": times, "units": size, "CPU s": f"{seconds:.2f}"}
             row |= {"wall s": f"{spent[size, stage][1]:.1f}", "line, s": f"{start:.2f} + {unit:.4f} n"}
             rows.append(row | {"CPU / line": f"{seconds / (start + unit * size):.3f}"})

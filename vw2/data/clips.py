@@ -166,7 +166,7 @@ def _write(
     temporary = target.with_name(f".{target.name}.partial")
     last, scaled, finder = None, None, StretchFinder(config, config.fps)
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("wb", buffering=2**20) as stream:
             for frame in resample(frames, source_fps, config.fps, variable):
                 if frame is not last:
                     last = frame

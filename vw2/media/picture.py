@@ -7,6 +7,8 @@ RGB first.
 
 from __future__ import annotations
 
+from functools import cache
+
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -30,6 +32,12 @@ class MediaError(Exception):
 def quarter_turns(frame: av.VideoFrame) -> int:
     """Quarter turns counter-clockwise that the display matrix asks for, 0 to 3; 0 for a broken matrix."""
     return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0
+
+
+@cache
+def _has_alpha(pixels: str) -> bool:
+    """Does a pixel format know transparency?"""
+    return any(component.is_alpha for component in av.VideoFormat(pixels).components)
 
 
 class Picture:
@@ -67,10 +75,11 @@ class Picture:
         return self._turned(self._convert("rgb24", height=size[0], width=size[1], interpolation=SHRINK))
 
     def _transparent(self) -> bool:
-        return any(component.is_alpha for component in self._frame.format.components)
+        return _has_alpha(self._frame.format.name)
 
     def _turned(self, pixels: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.rot90(pixels, quarter_turns(self._frame)))
+        turns = quarter_turns(self._frame)
+        return np.ascontiguousarray(np.rot90(pixels, turns) if turns else pixels)
 
     def _convert(self, pixels: str, **size: int) -> np.ndarray:
         """The picture in another pixel format and size, not turned."""
