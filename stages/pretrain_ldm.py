@@ -23,15 +23,16 @@ from stages.warmup_dldm import train
 from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
+from vw2.data.walks import Walks
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.renderer import LDMRenderer, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips, fit
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
+from vw2.training.fit import fit
 from vw2.training.judge import code_figures, encode_rows, judge_rendering
 from vw2.training.run import OptimConfig
 from vw2.worlds.craft import CraftConfig
@@ -67,8 +68,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         store = corpus(craft, seen, config.clips, frames, folder / "corpus", worker_count(values.get("runtime") or {}))
         rows = list(range(HELD_OUT, len(store)))
         ldm = LDM(ldm_config)
-        clips = SmallClips(store, rows, ldm_config.size)
-        work = train(accelerator, ldm, clips, config.optim, seed, folder / "training", "pretrain the LDM")
+        walks = Walks(store, rows, seed, config.optim.batch)
+        work = train(accelerator, ldm, walks, config.optim, seed, folder / "training", "pretrain the LDM")
         ldm.eval()
         figures = code_figures(encode_rows(ldm, store, rows[:512]), ldm_config.resolved())
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, list(range(HELD_OUT)), seed)

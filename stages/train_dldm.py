@@ -24,8 +24,10 @@ from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
+from vw2.data.walks import Walks
 from vw2.evaluation.codes import changed_fraction
 from vw2.evaluation.health import code_health, write_health
+from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import check_size, load_backend
@@ -33,9 +35,10 @@ from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
 from vw2.models.renderer import DLDMRenderer, load_ldm, save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips, cache_latents, fit
+from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.curves import write_curves
+from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import (
     appearance_of,
@@ -80,19 +83,22 @@ def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
     return dldm, DLDMRenderer(dldm, prior)
 
 
-def train(accelerator, dldm: DLDM, vae, clips, latents, config: JointConfig, seed: int, folder: Path) -> Run:
+def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path) -> Run:
     """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
     ldm, listeners = dldm.ldm, [dldm.ldm.decoder, dldm.projection, dldm.vdm]
     groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
     groups += [Group(module) for module in listeners + ([dldm.control] if dldm.control is not None else [])]
-    work = Run(accelerator, groups, config.optim, folder, "train the dLDM")
+    carried = Carried(walks, dldm.config.drawn_share, seed)
+    work = Run(accelerator, [*groups, Group(carried)], config.optim, folder, "train the dLDM")
     dldm.train()
     ldm.spread.eval()
     for step in work:
-        items = clips.mixture.batch(seed, step, config.optim.batch)
-        batch = JointBatch(clips.batch(items), clips.ends(items), latents[items])
+        walked = walks[step]
+        video = to_model(walked.frames)
+        batch = JointBatch(video, carried.first(walked, video, step))
         with accelerator.autocast():
-            loss, logs = dldm(batch, vae, generator(seed, 7, step))
+            loss, logs, end = dldm(batch, vae, generator(seed, 7, step))
+        carried.keep(walked, end)
         work.update(loss, logs)
     return work
 
@@ -124,9 +130,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(dldm.ldm.eval(), store, judged)
         rows = store.train_rows(sources)
-        latents = cache_latents(store, rows, renderer.prior.vae, dldm_config.window, folder / "latents.npy")
-        clips = SmallClips(store, rows, dldm_config.ldm.size)
-        work = train(accelerator, dldm, renderer.prior.vae, clips, latents, config, seed, folder)
+        walks = Walks(store, rows, seed, config.optim.batch)
+        work = train(accelerator, dldm, renderer.prior.vae, walks, config, seed, folder)
         renderer.eval()
         joint = encode_rows(dldm.ldm, store, judged)
         figures = code_figures(joint, levels) | {"codes.changed_fraction": changed_fraction(warm, joint)}

@@ -19,15 +19,16 @@ from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
+from vw2.data.walks import Walks
 from vw2.evaluation.codes import changed_fraction
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.renderer import LDMRenderer, load_ldm, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips, fit
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
+from vw2.training.fit import fit
 from vw2.training.judge import appearance_of, code_figures, encode_rows, judge_rendering, pick_clips, probe_figures
 from vw2.training.run import OptimConfig
 
@@ -67,8 +68,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(ldm, store, judged)
         rows = store.train_rows(sources)
-        clips = SmallClips(store, rows, dldm.ldm.size)
-        work = train(accelerator, ldm, clips, config, seed + 1, folder, "train the plain LDM")
+        walks = Walks(store, rows, seed + 1, config.batch)
+        work = train(accelerator, ldm, walks, config, seed + 1, folder, "train the plain LDM")
         ldm.eval()
         codes = encode_rows(ldm, store, judged)
         figures = code_figures(codes, levels) | {"codes.changed_fraction": changed_fraction(warm, codes)}

@@ -17,7 +17,9 @@ from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import console, run, table
 from vw2.data.shards import ClipStore
+from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
+from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
@@ -25,9 +27,10 @@ from vw2.models.pretrained import take_over
 from vw2.models.renderer import LDMRenderer, save_ldm
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.clipset import SmallClips, fit
+from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
+from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips
 from vw2.training.run import Group, OptimConfig, Run
@@ -48,14 +51,17 @@ class WarmupConfig(OptimConfig):
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
 
-def train(accelerator, ldm: LDM, clips: SmallClips, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
-    """Reconstruction of random train clips; also all there is to training the plain LDM."""
-    work = Run(accelerator, [Group(ldm)], config, folder, title)
+def train(accelerator, ldm: LDM, walks: Walks, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
+    """Reconstruction of train clips; also all there is to training the plain LDM."""
+    carried = Carried(walks, ldm.config.drawn_share, seed)
+    work = Run(accelerator, [Group(ldm), Group(carried)], config, folder, title)
     ldm.train()
     for step in work:
-        video = clips.batch(clips.mixture.batch(seed, step, config.batch))
+        walked = walks[step]
+        video = to_model(walked.frames)
         with accelerator.autocast():
-            loss, logs = ldm(video)
+            loss, logs, end = ldm(video, carried.first(walked, video, step))
+        carried.keep(walked, end)
         work.update(loss, logs)
     return work
 
@@ -89,7 +95,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         if values["pretrain_ldm"]["use"]:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
-        work = train(accelerator, ldm, SmallClips(store, rows, dldm.ldm.size), config, seed, folder, "warm up the LDM")
+        walks = Walks(store, rows, seed, config.batch)
+        work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM")
         ldm.eval()
         judged = pick_clips(store, "train", 2, seed, sources)
         codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()

@@ -11,7 +11,6 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanRotaryPosEmbed
 from safetensors.torch import load_file, save_file
 from tiny_models import clip, draw, tiny_config, wake
-from torch.nn.functional import avg_pool3d
 
 from vw2.console import UserError
 from vw2.models import backends, hub
@@ -282,9 +281,8 @@ def test_dldm_learns_on_every_back_end(pair):
     dldm.control.copy_blocks(dldm.vdm)
     wake(dldm.control.zero)
     wake(dldm.ldm)
-    small = avg_pool3d(video(), (1, HEIGHT // 16, WIDTH // 16))
-    batch = JointBatch(small, video()[:, :, [0, -1]], pair.vae.encode(video()))
-    loss, _ = dldm(batch, pair.vae, generator(0))
+    batch = JointBatch(video(), video()[:, :, :1])
+    loss, _, _ = dldm(batch, pair.vae, generator(0))
     loss.backward()
     for part in (dldm.ldm.query, dldm.projection, dldm.control, dldm.vdm):
         assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0, type(part).__name__

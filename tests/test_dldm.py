@@ -15,6 +15,7 @@ from tiny_models import (
     tiny_batch,
     tiny_config,
     tiny_dldm,
+    tiny_latents,
     tiny_ldm,
     tiny_prior,
     wake,
@@ -74,7 +75,8 @@ def test_ldm_shapes_and_loss():
     assert codes.shape == (2, STEPS, QUERIES, 4) and index.shape == (2, STEPS, QUERIES) and index.dtype == torch.int64
     assert torch.equal(ldm.fsq.to_codes(index), codes.detach())
     assert ldm.decoder(features[:, :, :1], codes).over(video[:, :, :1]).shape == video.shape
-    loss, logs = ldm.train()(video)
+    loss, logs, end = ldm.train()(video, clip(frames=1))
+    assert end.shape == (2, 3, 1, SIDE, SIDE) and not end.requires_grad
     assert loss.isfinite() and set(logs) == {"train/recon", "codes/used"} and 1 <= logs["codes/used"] <= 8
     loss.backward()
     assert taught(ldm) == {name for name, _ in ldm.named_parameters()}, "the warm-up teaches everything"
@@ -113,8 +115,7 @@ def test_wrong_sizes_end_in_a_sentence():
 def test_joint_loss(prediction):
     dldm, prior = tiny_dldm(prediction=prediction)
     batch = tiny_batch(prior)
-    assert batch.to("cpu").latents.shape == (2, LATENT, STEPS + 1, 4, 4)
-    loss, logs = dldm(batch, prior.vae, generator(0))
+    loss, logs, _ = dldm(batch, prior.vae, generator(0))
     assert loss.isfinite() and set(logs) == {"train/denoise", "train/recon", "codes/used"}
     torch.testing.assert_close(loss.detach(), logs["train/denoise"] + logs["train/recon"])
     assert torch.equal(loss, dldm(batch, prior.vae, generator(0))[0]), "all that is drawn comes from the generator"
@@ -126,7 +127,7 @@ def test_joint_loss(prediction):
 def test_joint_loss_in_bfloat16():
     dldm, prior = tiny_dldm()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, logs = dldm(tiny_batch(prior), prior.vae, generator(0))
+        loss, logs, _ = dldm(tiny_batch(prior), prior.vae, generator(0))
     loss.backward()
     full = dldm(tiny_batch(prior), prior.vae, generator(0))[1]
     assert loss.isfinite() and logs["train/recon"].item() == pytest.approx(full["train/recon"].item(), rel=0.05)
@@ -137,8 +138,8 @@ def test_joint_loss_in_bfloat16():
 
 
 def reconstruction_alone(mode: str) -> tuple[DLDM, torch.Tensor]:
-    dldm, prior = tiny_dldm(reconstruction=mode)
-    video = tiny_batch(prior).video
+    dldm, _ = tiny_dldm(reconstruction=mode)
+    video = dldm.ldm.shrink(clip(2))
     codes, _ = dldm.ldm.quantise(dldm.ldm.features(video))
     frame = video[:, :, :1]
     return dldm, L2(0.0)(dldm.draw(frame, codes).over(frame), video)
@@ -184,7 +185,7 @@ def test_weight_of_the_reconstruction_in_the_joint_loss(mode):
 
 def test_nothing_flows_through_the_control_hint():
     dldm, prior = tiny_dldm()
-    latents = tiny_batch(prior).latents
+    latents = tiny_latents(prior)
     hint, codes = draw(*latents.shape, seed=3).requires_grad_(), dldm.ldm.fsq.to_codes(indices()).requires_grad_()
     dldm.velocity(draw(*latents.shape), torch.full((2,), 0.7), latents[:, :, :1], codes, hint).square().sum().backward()
     assert hint.grad is None and codes.grad.abs().max() > 0
@@ -217,7 +218,7 @@ def fit(model, batch, steps: int, key: str) -> list[float]:
     """Losses of some AdamW steps on one batch."""
     optimiser, losses = torch.optim.AdamW(model.parameters(), lr=5e-3), []
     for _ in range(steps):
-        loss, logs = batch(model)
+        loss, logs, _ = batch(model)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -228,8 +229,8 @@ def fit(model, batch, steps: int, key: str) -> list[float]:
 def test_ldm_overfits_one_batch_by_its_codes():
     # Four clips with the same first frame: only codes can tell which way the square goes.
     torch.manual_seed(0)
-    ldm, video = LDM(LDMConfig(**SMALL | {"drawn_share": 0.0})), moving(side=16)
-    losses = fit(ldm, lambda model: model(video), 80, "train/recon")
+    ldm, video = LDM(LDMConfig(**SMALL)), moving(side=16)
+    losses = fit(ldm, lambda model: model(video, video[:, :, :1]), 80, "train/recon")
     copied = L2(ldm.config.pixel_motion_weight)(video[:, :, :1].expand_as(video), video)
     assert losses[0] == pytest.approx(copied.item(), rel=1e-5), "an untrained decoder copies the first frame"
     assert losses[-1] < 0.2 * losses[0]
@@ -244,9 +245,8 @@ def test_ldm_overfits_one_batch_by_its_codes():
 def test_dldm_overfits_one_batch():
     torch.manual_seed(0)
     prior = tiny_prior(awake=False)
-    dldm, video = DLDM(tiny_config(first_noise=0.0, drawn_share=0.0), prior), moving()
-    small = torch.nn.functional.avg_pool3d(video, (1, 2, 2))
-    batch = JointBatch(small, video[:, :, [0, -1]], prior.vae.encode(video))
+    dldm, video = DLDM(tiny_config(first_noise=0.0), prior), moving()
+    batch = JointBatch(video, video[:, :, :1])
     losses = fit(dldm, lambda model: model(batch, prior.vae, generator(0)), 60, "train/denoise")
     assert losses[-1] < 0.1 * losses[0]
 
@@ -259,7 +259,7 @@ def test_control_changes_nothing_at_the_start():
     torch.manual_seed(1)
     dldm = DLDM(tiny_config(control=ControlConfig(blocks=2)), prior).eval()
     dldm.control.copy_blocks(dldm.vdm)
-    latents = tiny_batch(prior).latents
+    latents = tiny_latents(prior)
     hint = draw(*latents.shape, seed=3)
     codes = dldm.ldm.fsq.to_codes(indices())
     given = (draw(*latents.shape), torch.tensor([0.2, 0.9]), latents[:, :, :1])
@@ -285,7 +285,7 @@ def test_control_weight_is_a_factor_and_zero_blocks_switch_it_off():
     given, results = None, {}
     for weight in (0.0, 1.0):
         dldm, prior = tiny_dldm(control=ControlConfig(weight=weight))
-        latents = tiny_batch(prior).latents
+        latents = tiny_latents(prior)
         given = (draw(*latents.shape), torch.tensor([0.2, 0.9]), latents[:, :, :1])
         codes = dldm.ldm.fsq.to_codes(indices())
         with torch.no_grad():
@@ -326,18 +326,16 @@ def test_what_is_not_drawn_over_stays_and_what_is_erased_goes():
     assert torch.equal(video[:, :, 1], torch.full((1, 3, 8, 8), 0.25)), "whatever was there"
 
 
-@pytest.mark.parametrize("share, drawn", [(0.0, 0), (0.5, 2), (1.0, 4)])
-def test_first_frames_are_drawn_by_the_model_from_the_clip_played_backwards(share, drawn):
-    ldm, video = wake(tiny_ldm(drawn_share=share), 3).eval(), clip(4)
-    small, ends = ldm.shrink(video), video[:, :, [0, -1]]
-    frame = ldm.train().given(small, ends)
-    back = video.flip(2)
-    last = ldm.eval().coarse(ends[:, :, :1], ldm.encode(video))[:, :, -1:]  # what a rollout would go on from
-    far = ldm.coarse(last, ldm.encode(back))[:, :, -1:]
-    near = ldm.coarse(back[:, :, :1], ldm.encode(back))[:, :, -1:]
-    torch.testing.assert_close(frame[: drawn // 2], far[: drawn // 2], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(frame[drawn // 2 : drawn], near[drawn // 2 : drawn], atol=1e-5, rtol=1e-5)
-    assert torch.equal(frame[drawn:], video[drawn:, :, :1]) and not frame.requires_grad
+def test_training_hands_on_what_a_rollout_would_go_on_from():
+    ldm, video = wake(tiny_ldm(), 3).eval(), clip(4)
+    first = video[:, :, :1].flip(0)
+    with torch.no_grad():
+        end = ldm(video, first)[2]
+    torch.testing.assert_close(end, ldm.coarse(first, ldm.encode(video))[:, :, -1:])
+    dldm, prior = tiny_dldm()
+    end = dldm(JointBatch(video, first), prior.vae, generator(0))[2]
+    torch.testing.assert_close(end, dldm.ldm.coarse(first, dldm.ldm.encode(video))[:, :, -1:])
+    assert not end.requires_grad
 
 
 def test_a_share_of_drawn_frames_above_one_is_refused():
@@ -350,7 +348,7 @@ def test_a_share_of_drawn_frames_above_one_is_refused():
 
 def test_an_untrained_vdm_of_changes_copies_the_first_frame():
     prior = tiny_prior(awake=False)
-    latents = tiny_batch(prior).latents
+    latents = tiny_latents(prior)
     noise, time = draw(*latents.shape), torch.tensor([0.4, 0.9])
     still = latents[:, :, :1].expand_as(latents)
     with torch.no_grad():
@@ -362,7 +360,7 @@ def test_an_untrained_vdm_of_changes_copies_the_first_frame():
 def test_sampling_ends_at_the_predicted_change(steps):
     # A VDM that always says the right change: no noise may be left over.
     prior = tiny_prior(awake=False)
-    latents = tiny_batch(prior).latents
+    latents = tiny_latents(prior)
     first = latents[:, :, :1]
     velocity = lambda noisy, time: prior.vdm.to_velocity(latents - first, noisy, time, first)  # noqa: E731
     result = sample(velocity, draw(*latents.shape), first, steps, tiny_config().sampling_shift)
@@ -408,7 +406,7 @@ def same_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
 
 def test_ldm_files(tmp_path):
     ldm = tiny_ldm(codebook=105, levels=(7, 5, 3)).train()
-    ldm(clip(side=16))  # moves the running statistics of the quantiser, which are part of what codes mean
+    ldm(clip(), clip(frames=1))  # moves the running statistics of the quantiser, which are part of what codes mean
     save_ldm(ldm.eval(), tmp_path)
     loaded = load_ldm(tmp_path)
     assert loaded.config == ldm.config and same_weights(ldm, loaded) and not loaded.training

@@ -135,7 +135,7 @@ def test_joint_loss_and_gradients_are_the_same_in_slices():
     found = {}
     for way in ("dense", "slices"):
         dldm, prior = tiny_dldm(attention=way)
-        loss, _ = dldm(tiny_batch(prior), prior.vae, generator(0))
+        loss, _, _ = dldm(tiny_batch(prior), prior.vae, generator(0))
         loss.backward()
         found[way] = loss.detach(), torch.cat([p.grad.flatten() for p in dldm.parameters()])
     torch.testing.assert_close(found["slices"][0], found["dense"][0], rtol=1e-5, atol=0)
@@ -289,7 +289,7 @@ def test_clean_frames_are_not_judged():
 
 def test_joint_loss_with_independent_times():
     dldm, prior = tiny_dldm(frame_times="independent")
-    loss, logs = dldm(tiny_batch(prior), prior.vae, generator(0))
+    loss, logs, _ = dldm(tiny_batch(prior), prior.vae, generator(0))
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in dldm.parameters())
     other = tiny_dldm()[0](tiny_batch(prior), prior.vae, generator(0))[1]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from numbered import numbered_frame, write_raw
 from PIL import Image
 
@@ -20,14 +19,11 @@ from vw2.data import guards, manifest, sampler
 from vw2.data.clips import ClipConfig
 from vw2.data.manifest import Entry
 from vw2.data.sampler import Mixture, batch_indices, mixture
-from vw2.data.shards import ClipStore, write_shards
+from vw2.data.shards import ClipStore
 from vw2.data.sources import mixture as sources
 from vw2.data.sources.base import IngestConfig
 from vw2.patch import parse, patch
-from vw2.training.clipset import SmallClips
-from vw2.training.compute import ComputeConfig, start
 from vw2.training.frames import frame_rows
-from vw2.training.run import Group, OptimConfig, Run
 from vw2.worlds.craft import CraftConfig
 
 # ---------------------------------------------------------------- ingest.source
@@ -247,44 +243,3 @@ def test_the_draw_is_a_function_of_seed_and_step():
     assert not np.array_equal(again.batch(6, 0, 32), first[0])
     joined = np.concatenate([again.batch(5, step, 64) for step in range(160)])  # batches cut one stream
     assert np.array_equal(joined, np.concatenate(first))
-
-
-@pytest.fixture
-def store(tmp_path) -> ClipStore:
-    """Six videos of two sources, a clip of their number each."""
-    videos = []
-    for number in range(6):
-        np.full((5, 8, 8, 3), number, np.uint8).tofile(tmp_path / f"v{number}.u8")
-        videos.append((f"v{number}", "train", "t", tmp_path / f"v{number}.u8", 5))
-    (tmp_path / "clips").mkdir()
-    origin = {f"v{number}": "craft" if number < 4 else "openx" for number in range(6)}
-    shape = {"frames": 5, "fps": 16.0, "height": 8, "width": 8, "weights": {"craft": 1.0, "openx": 3.0}}
-    write_shards(tmp_path / "clips", videos, shape, sources=origin)
-    return ClipStore(tmp_path / "clips")
-
-
-def test_resumed_training_sees_what_uninterrupted_training_sees(store, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def train(folder, crash_at=None):
-        accelerator, seen = start(ComputeConfig(threads=1), seed=0), []
-        model = torch.nn.Linear(1, 1)
-        clips = SmallClips(store, store.train_rows(store.sources(None, "x")), 8)
-        run = Run(accelerator, [Group(model)], OptimConfig(steps=12, batch=8, lr=0.01, save_every=4), folder, "train")
-        for step in run:
-            if step == crash_at:
-                raise KeyboardInterrupt
-            items = clips.mixture.batch(0, step, 8)
-            seen.append(items.tolist())
-            run.update((model(clips.batch(items).mean((1, 2, 3, 4))[:, None]) ** 2).mean(), {})
-        return model, seen
-
-    straight, whole = train(tmp_path / "straight")
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "broken", crash_at=7)
-    resumed, rest = train(tmp_path / "broken")
-    assert rest == whole[4:] and torch.equal(straight.weight, resumed.weight)
-    share = np.mean([item >= 4 for batch in whole for item in batch])
-    assert share == pytest.approx(0.75, abs=0.12)
-    alone = SmallClips(store, store.train_rows(["openx"]), 8)
-    assert alone.mixture.batch(2, 9, 4).tolist() == batch_indices(2, 9, 4, 2).tolist()

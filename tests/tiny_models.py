@@ -72,7 +72,11 @@ def tiny_dldm(awake: bool = True, prediction: str = "change", **changes) -> tupl
 
 
 def tiny_batch(prior: Prior, batch: int = 2, seed: int = 0) -> JointBatch:
-    """What the joint stage eats: the same random clips shrunken, and as latents."""
+    """What the joint stage eats: random clips."""
     video = clip(batch, seed=seed)
-    small = torch.nn.functional.avg_pool3d(video, (1, 2, 2))
-    return JointBatch(small, video[:, :, [0, -1]], prior.vae.encode(video))
+    return JointBatch(video, video[:, :, :1])
+
+
+def tiny_latents(prior: Prior) -> torch.Tensor:
+    """(B, C, L, h, w), the clips of `tiny_batch`."""
+    return prior.vae.encode(clip(2))

@@ -117,12 +117,8 @@ class DLDMConfig(LDMConfig):
 class JointBatch:
     """One batch of the joint stage."""
 
-    video: Tensor  # (B, 3, T, size, size) in [-1, 1]: what the LDM sees
-    ends: Tensor  # (B, 3, 2, H, W) in [-1, 1]: first and last frame, at full size
-    latents: Tensor  # (B, C, L, h, w): what the VDM learns to make (of several windows end to end: encode_windows)
-
-    def to(self, device) -> "JointBatch":
-        return JointBatch(self.video.to(device), self.ends.to(device), self.latents.to(device))
+    video: Tensor  # (B, 3, T, H, W) in [-1, 1]
+    first: Tensor  # (B, 3, 1, H, W) in [-1, 1], the frame to begin with: the video's own, or one that was drawn
 
 
 class DLDM(nn.Module):
@@ -184,27 +180,28 @@ class DLDM(nn.Module):
         weight = motion_weight(clean, self.config.motion_weight) * noised(time, clean.shape[2])
         return flow_loss(velocity.float(), clean, noise, weight)
 
-    def forward(self, batch: JointBatch, vae, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the joint stage: denoising (of a window drawn at random) + reconstruction. Returns (loss, logs).
+    def forward(self, batch: JointBatch, vae, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss of the joint stage: denoising (of a window drawn at random) + reconstruction.
 
         Args:
-            vae: the frozen VAE that `batch.latents` come from.
+            vae: the frozen VAE.
             rng: of windows, noise and noise levels.
+        Returns: loss, logs, and the last frame of the coarse video (B, 3, 1, H, W), without gradient.
         """
-        codes, index = self.ldm.quantise(self.ldm.features(batch.video))
-        large = self.ldm.given(batch.video, batch.ends)
-        small = self.ldm.shrink(large)
-        drawing = self.draw(small, codes)
-        recon = self.ldm.loss(drawing.over(small), batch.video)
+        small, frame = self.ldm.shrink(batch.video), self.ldm.shrink(batch.first)
+        codes, index = self.ldm.quantise(self.ldm.features(small))
+        drawing = self.draw(frame, codes)
+        recon = self.ldm.loss(drawing.over(frame), small)
         window = pick(self.windows(codes.shape[1]), rng)
-        clean = batch.latents[:, :, window.latents]
         with torch.no_grad():
-            coarse = vae.encode(fill(drawing.over(large)[:, :, window.frames]))
-            known = vae.encode(large) if window.begin == 0 else clean[:, :, :1]
+            clean = vae.encode(fill(batch.video[:, :, window.frames]))
+            coarse = vae.encode(fill(drawing.over(batch.first)[:, :, window.frames]))
+            known = vae.encode(batch.first) if window.begin == 0 else clean[:, :, :1]
         denoise = self.denoising(clean, known, coarse, codes[:, window.steps], rng)
         loss = denoise + self.config.reconstruction_weight * recon
         used = torch.unique(index).numel()
-        return loss, {"train/denoise": denoise.detach(), "train/recon": recon.detach(), "codes/used": used}
+        logs = {"train/denoise": denoise.detach(), "train/recon": recon.detach(), "codes/used": used}
+        return loss, logs, drawing.end(batch.first)
 
     @torch.no_grad()
     def render(self, vae, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, interpolate, silu
+from torch.nn.functional import interpolate, silu
 
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH, HaarPatch
@@ -47,7 +47,7 @@ class LDMConfig:
     vgg_weight: float = 0.1  # factor on the VGG part of l1_vgg
     vgg_file: str | None = None  # weights of that VGG; None = the torch hub cache
     pixel_motion_weight: float = 8.0  # how much more the coarse loss says where something moves; 0 = plain mean (paper)
-    drawn_share: float = 0.5  # share of training clips whose first frame the LDM draws itself; 0 = none (paper)
+    drawn_share: float = 0.5  # share of clips that begin with the drawn end of the clip before; 0 = none (paper)
 
     def __post_init__(self):
         resolve_levels(self.codebook, self.levels)
@@ -134,6 +134,10 @@ class Drawing:
         size = tuple(frame.shape[-2:])
         return (1 - enlarge(self.erase, size)) * frame + enlarge(self.paint, size)
 
+    def end(self, frame: Tensor) -> Tensor:
+        """The last frame of `over`, (B, 3, 1, H, W) in [-1, 1], without gradient: what a rollout goes on from."""
+        return Drawing(self.erase[:, :, -1:].detach(), self.paint[:, :, -1:].detach()).over(frame).clamp(-1, 1)
+
 
 def enlarge(video: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, T, h, w) -> (B, C, T, H, W), bilinear, frame by frame."""
@@ -215,35 +219,6 @@ class LDM(nn.Module):
         z = self.query(features).float()
         return self.fsq(self.spread(z.flatten(2).flatten(0, 1)).view_as(z))
 
-    @torch.no_grad()
-    def given(self, video: Tensor, ends: Tensor) -> Tensor:
-        """First frames as the decoder is given them in training.
-
-        A chained rollout begins each clip with a frame that the model drew. So that it learns to mend its own faults,
-        the first `drawn_share` of the batch get theirs drawn: as the last frame of the clip played backwards. Half of
-        those lie two clips away from a real frame: backwards from a last frame that was drawn too (our choice).
-
-        Args:
-            video: (B, 3, T, size, size).
-            ends: (B, 3, 2, H, W) first and last frame of the same clips, at any size.
-        Returns: (B, 3, 1, H, W).
-        """
-        count = round(self.config.drawn_share * len(video))
-        if not count:
-            return ends[:, :, :1]
-        twice = count // 2
-        last = torch.cat([self.end(video[:twice], ends[:twice, :, :1]), ends[twice:count, :, 1:]])
-        return torch.cat([self.end(video[:count].flip(2), last), ends[count:, :, :1]])
-
-    def end(self, video: Tensor, first: Tensor) -> Tensor:
-        """Last frame as drawn over the first (B, 3, 1, H, W) with the codes that running statistics give a clip."""
-        if not len(video):
-            return first
-        z = self.query(self.features(video)).float()
-        normal = batch_norm(z.flatten(2).flatten(0, 1), self.spread.running_mean, self.spread.running_var)
-        drawing = self.decoder(self.features(self.shrink(first)), self.fsq(normal.view_as(z))[0])
-        return drawing.over(first)[:, :, -1:].clamp(-1, 1)
-
     def shrink(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3, T, size, size), antialiased by area."""
         size = self.config.size
@@ -263,10 +238,17 @@ class LDM(nn.Module):
         drawing = self.decoder(self.features(self.shrink(first_frame)), self.fsq.to_codes(index))
         return drawing.over(first_frame).clamp(-1, 1)
 
-    def forward(self, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction loss of the warm-up (VideoWorld 2, sec. 3). Returns (loss, logs)."""
-        codes, index = self.quantise(self.features(video))
-        frame = self.given(video, video[:, :, [0, -1]])
-        coarse = self.decoder(self.features(frame), codes).over(frame)
-        loss = self.loss(coarse, video)
-        return loss, {"train/recon": loss.detach(), "codes/used": torch.unique(index).numel()}
+    def forward(self, video: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Reconstruction loss of the warm-up (VideoWorld 2, sec. 3).
+
+        Args:
+            video: (B, 3, T, H, W), at any size.
+            first: (B, 3, 1, H, W), the frame to draw over: the video's own, or one that was drawn (`drawn_share`).
+        Returns: loss, logs, and the last frame drawn (B, 3, 1, H, W), without gradient.
+        """
+        small, frame = self.shrink(video), self.shrink(first)
+        codes, index = self.quantise(self.features(small))
+        drawing = self.decoder(self.features(frame), codes)
+        loss = self.loss(drawing.over(frame), small)
+        logs = {"train/recon": loss.detach(), "codes/used": torch.unique(index).numel()}
+        return loss, logs, drawing.end(first)

@@ -69,11 +69,6 @@ class Window:
         """Of the clip's L latent frames."""
         return slice(self.begin, self.end + 1)
 
-    @property
-    def latents(self) -> slice:
-        """Of the latents of all windows, end to end (`encode_windows`): each begins with a latent frame of its own."""
-        return slice(self.begin + self.number, self.end + self.number + 1)
-
 
 def windows(steps: int, most: int, stride: int) -> list[Window]:
     """The K steps of a clip in as few windows as hold at most `most` frames each, of equal length or 1 step less.
@@ -85,13 +80,3 @@ def windows(steps: int, most: int, stride: int) -> list[Window]:
     count = math.ceil(steps / ((most - 1) // stride))
     edges = [math.ceil(steps * i / count) for i in range(count + 1)]
     return [Window(*edges[i : i + 2], i, stride) for i in range(count)]
-
-
-def encode_windows(vae, video: Tensor, most: int) -> Tensor:
-    """(B, 3, T, H, W) -> (B, C, sum of L, h, w): latents of each window of the clip, end to end.
-
-    With one window they are those of the whole clip.
-    """
-    stride = 1 if is_pair(video) else STRIDE
-    parts = windows((video.shape[2] - 1) // stride, most, stride)
-    return torch.cat([vae.encode(fill(video[:, :, part.frames])) for part in parts], dim=2)

@@ -14,7 +14,7 @@ from vw2.evaluation.rendering import other_video, render_figures
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.dldm import DLDM
 from vw2.models.ldm import LDM
-from vw2.models.timeline import encode_windows, fill
+from vw2.models.timeline import fill
 from vw2.training.compute import generator
 
 
@@ -110,13 +110,12 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
     for i in track(range(0, len(rows), batch), "denoise clips"):
         own = torch.arange(i, min(i + batch, len(rows)))
         video = to_model(store.batch([rows[n] for n in own]))
-        latents = encode_windows(vae, video, dldm.config.window)
         drawn = {
             name: dldm.ldm.coarse(video[:, :, :1], index[pick])
             for name, pick in {"own": own, "other": swapped[own]}.items()
         }
         for part in dldm.windows(index.shape[1]):
-            clean = latents[:, :, part.latents]
+            clean = vae.encode(fill(video[:, :, part.frames]))
             coarse = {name: vae.encode(fill(clip[:, :, part.frames])) for name, clip in drawn.items()}
             for name, hint, pick in (
                 ("own", "own", own),

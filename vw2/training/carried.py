@@ -1,0 +1,36 @@
+"""Frames carried from clip to clip in training, against drift in chained rollouts (our choice; dldm.drawn_share).
+
+A rollout begins each clip with the last frame that the model drew. So that it learns to go on from its own faults, most
+clips of a walk (vw2/data/walks.py) begin like that in training too; the real clip stays what is to be drawn.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vw2.data.walks import Walked, Walks
+from vw2.training.compute import generator
+
+
+class Carried(nn.Module):
+    """Last frames drawn, one per walker; without parameters, kept in the checkpoint of a run.
+
+    Args:
+        walks: whose walkers.
+        share: of the clips that follow another one, how many begin with what was drawn, in [0, 1].
+        seed: of who does.
+    """
+
+    def __init__(self, walks: Walks, share: float, seed: int):
+        super().__init__()
+        self.share, self.seed = share, seed
+        self.register_buffer("frames", torch.zeros(walks.walkers, 3, 1, walks.store.height, walks.store.width))
+
+    def first(self, walked: Walked, video: Tensor, step: int) -> Tensor:
+        """First frames (B, 3, 1, H, W) to draw over: those of `video` (B, 3, T, H, W), or the carried ones."""
+        luck = torch.rand(len(video), generator=generator(self.seed, 11, step)) < self.share
+        own = (luck & torch.from_numpy(walked.follows)).to(video.device).view(-1, 1, 1, 1, 1)
+        return torch.where(own, self.frames[walked.walkers], video[:, :, :1])
+
+    def keep(self, walked: Walked, end: Tensor) -> None:
+        """Carry the last frames (B, 3, 1, H, W) that were drawn to the next clips."""
+        self.frames[walked.walkers] = end
