@@ -15,7 +15,7 @@ from vw2.data.codes import CodesInfo, read_codes, write_codes
 from vw2.data.shards import write_shards
 from vw2.models.ar_files import load_ar
 from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.renderer import save_ldm
+from vw2.models.ldm_files import save_ldm
 from vw2.variant import paths
 
 SPLITS = ("train", "train", "train", "fail", "test", "test")
