@@ -11,7 +11,7 @@ import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from release_dit import TINY
+from release_dit import SHAPES, TINY, needs_shapes
 from safetensors.torch import load_file, save_file
 from tiny_models import draw, tiny_config, tiny_ldm, wake
 
@@ -19,7 +19,7 @@ from stages import train_dldm
 from stages.import_release import Options, dit
 from vw2.console import UserError
 from vw2.interop.checkpoints import write_checkpoint
-from vw2.interop.dit import DiTConfig
+from vw2.interop.dit import DiTConfig, import_dit
 from vw2.interop.keys_dit import Parts, buffers, to_release
 from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.control import ControlBranch, ControlConfig
@@ -179,3 +179,16 @@ def test_a_branch_of_other_sizes_is_refused_whole(tmp_path):
             load_whole(branch, each, "dldm.control.weights")
     with pytest.raises(ValueError, match="dldm.control.blocks is 0, no branch"):
         ControlConfig(blocks=0, weights="branch.safetensors")
+
+
+@needs_shapes
+def test_all_names_at_true_size():
+    listed = {key: value for key, value in json.loads(SHAPES.read_text()).items() if key.startswith("dit")}
+    weights = {
+        f"{title.split(chr(39))[1]}{key}": torch.empty(shape, device="meta")
+        for title, entries in listed.items()
+        for key, (shape, _) in entries.items()
+    }
+    vdm, _, reports = import_dit(weights, DiTConfig())
+    assert sum(p.numel() for p in vdm.parameters()) == 1_956_413_440
+    assert all(report.fits for report in reports) and sum(report.fitting for report in reports) < len(weights)
