@@ -1,6 +1,6 @@
 """Encode every clip of every video to latent dynamics codes.
 
-In:  data/clips, data/dldm (with data/prior; for --variant plain_ldm: data/plain_ldm/dldm); params groups seed, compute.
+In:  data/clips, data/dldm (its LDM alone; for --variant plain_ldm: data/plain_ldm/dldm); params groups seed, compute.
 Out: data/codes: codes.parquet (video, split, clip, step, query, code; sorted), codes.json (levels, K, N),
      report.parquet (one row per video: how it uses the codebook, digit by digit);
      metrics/extract_codes.json (entropy, use, perplexity of the codes of splits train and test).
@@ -28,14 +28,13 @@ from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import code_report
 from vw2.media.resize import to_model
 from vw2.models.ldm import LDM
-from vw2.models.renderer import load_renderer
+from vw2.models.ldm_files import load_codec
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.variant import Variant, paths
 
 CLIPS = Path("data/clips")
-PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
 BATCH = 32  # clips encoded at once
 CHUNK = 512  # clips encoded between two checkpoints
@@ -108,7 +107,7 @@ def main(
         raise UserError(f"{CLIPS} holds no clip; run `dvc repro clip` again")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", place.dldm]
     folder = scratch_dir(stage, fingerprint(asdict(compute), inputs, import_closure(Path(__file__), ROOT)))
-    ldm = load_renderer(place.dldm, PRIOR).ldm.to(accelerator.device)
+    ldm = load_codec(place.dldm).to(accelerator.device)
     levels = ldm.config.resolved()
     table(stage, {"codebook": ldm.fsq.codebook, "levels": levels, "queries": ldm.config.queries, "clips": len(store)})
     begin = time.perf_counter()

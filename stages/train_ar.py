@@ -1,7 +1,7 @@
 """Train the AR transformer: first frame and instruction -> the codes of a whole video (next-token cross-entropy).
 
-In:  data/codes, data/manifest.parquet (instructions), data/clips (first frames), data/dldm (with data/prior; their
-     features); split train of the sources named (ar.sources) only. Params groups seed, compute, ar.
+In:  data/codes, data/manifest.parquet (instructions), data/clips (first frames), data/dldm (the features
+     of its LDM); split train of the sources named (ar.sources) only. Params groups seed, compute, ar.
      --variant plain_ldm: data/plain_ldm/{codes,dldm}.
 Out: data/ar/{ar.safetensors,config.json}, plots/train_ar (one TSV per series), metrics/train_ar.json: bits per code and
      accuracy on split test, the same with swapped instructions, and what a table of code frequencies foretells.
@@ -27,7 +27,7 @@ from vw2.evaluation.prediction import Figures, predict_figures, unigram_figures
 from vw2.models.ar import ARConfig, ARInputs, ARTransformer, CodeShape, split_words
 from vw2.models.ar_files import save_ar
 from vw2.models.ldm import LDM
-from vw2.models.renderer import load_renderer
+from vw2.models.ldm_files import load_codec
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, generator, start
@@ -38,7 +38,6 @@ from vw2.variant import Variant, paths
 
 CLIPS = Path("data/clips")
 MANIFEST = Path("data/manifest.parquet")
-PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
 DROPOUT, HIDDEN, BEGIN = 11, 12, 13  # what else is drawn in a step, as keys of its generators
 
@@ -118,7 +117,7 @@ def main(
     chosen = {"seed": seed, "ar": asdict(config), "compute": asdict(compute)}
     inputs = [MANIFEST, CLIPS / "index.parquet", CLIPS / "clips.json", place.dldm, place.codes]
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
-    ldm = load_renderer(place.dldm, PRIOR).ldm
+    ldm = load_codec(place.dldm)
     shape = code_shape(codes, ldm, place.codes, place.dldm)
 
     def gather(split: str) -> Sequences | None:

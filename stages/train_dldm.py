@@ -32,7 +32,9 @@ from vw2.media.sheet import write_sheet
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import check_size, load_backend
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
-from vw2.models.renderer import DLDMRenderer, load_ldm, save_dldm
+from vw2.models.ldm_files import load_ldm
+from vw2.models.pretrained import load_whole
+from vw2.models.renderer import DLDMRenderer, save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.carried import Carried
@@ -80,6 +82,8 @@ def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
     start_vdm(prior, config.vdm)
     dldm = DLDM(config, prior)
     dldm.ldm.load_state_dict(load_ldm(WARMUP).state_dict())
+    if config.control.weights is not None:
+        load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")
     return dldm, DLDMRenderer(dldm, prior)
 
 

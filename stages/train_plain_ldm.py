@@ -23,7 +23,8 @@ from vw2.data.walks import Walks
 from vw2.evaluation.codes import changed_fraction
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
-from vw2.models.renderer import LDMRenderer, load_ldm, save_ldm
+from vw2.models.ldm_files import load_ldm, save_ldm
+from vw2.models.renderer import LDMRenderer
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start

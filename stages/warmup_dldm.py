@@ -23,8 +23,9 @@ from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
+from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
-from vw2.models.renderer import LDMRenderer, save_ldm
+from vw2.models.renderer import LDMRenderer
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.carried import Carried

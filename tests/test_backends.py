@@ -210,6 +210,18 @@ def test_velocity(pair):
 
 
 @torch.no_grad()
+def test_null_tokens_are_as_none(pair):
+    pair = copy.deepcopy(pair)
+    pair.vdm.null.normal_()
+    known = state(pair)
+    told = pair.vdm(**known)
+    known["context"] = pair.vdm.null.expand(2, STEPS * CODES, -1)
+    null = pair.vdm(**known)
+    torch.testing.assert_close(null, pair.vdm(**known | {"context": None}), atol=1e-5, rtol=1e-5)
+    assert (null - told).abs().max() > 1e-4
+
+
+@torch.no_grad()
 def test_begin_is_the_beginning_of_a_pass(pair):
     vdm, known, seen = pair.vdm, state(pair), []
     hooks = [vdm.blocks[0].register_forward_hook(lambda _, given, out: seen.extend([given[0], out]))]

@@ -16,7 +16,7 @@ from vw2.data.shards import ClipStore, write_shards
 from vw2.media.resize import to_model
 from vw2.models.ar_files import load_ar
 from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.renderer import load_renderer, save_ldm
+from vw2.models.ldm_files import load_codec, save_ldm
 from vw2.training.compute import generator
 from vw2.training.sequences import Sequences, first_features
 from vw2.variant import paths
@@ -183,13 +183,13 @@ def test_bad_input_ends_in_one_sentence(workspace, monkeypatch, tmp_path):
 
 @pytest.fixture
 def sequences():
-    ldm = load_renderer(PLACE.dldm, train_ar.PRIOR).ldm
+    ldm = load_codec(PLACE.dldm)
     return Sequences(["v0", "v1", "v2"], ["make a boat"] * 3, read_codes(PLACE.codes), ClipStore(), ldm, max_clips=2)
 
 
 def test_a_sequence_may_begin_at_any_clip_with_that_clips_first_frame(sequences):
     inputs, codes, store = train_ar.inputs_of(sequences), read_codes(PLACE.codes), ClipStore()
-    ldm = load_renderer(PLACE.dldm, train_ar.PRIOR).ldm
+    ldm = load_codec(PLACE.dldm)
     batch = sequences.batch([0, 0, 1], inputs, begins=[0, 2, 1])
     assert batch.lengths.tolist() == [2, 1, 1], "cut to max_clips, or at the end of the video"
     assert np.array_equal(batch.codes[0], codes["v0"][:2]) and np.array_equal(batch.codes[1, 0], codes["v0"][2])

@@ -1,9 +1,11 @@
 """The dLDM at a tiny size: shapes, which loss teaches what, overfitting, control branch, rendering, files."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from tiny_models import (
     FRAMES,
     LATENT,
@@ -21,23 +23,19 @@ from tiny_models import (
     wake,
 )
 
+from vw2.closure import import_closure
+from vw2.models import ldm_files
+from vw2.models.adapt import AdaptConfig
 from vw2.models.backends import load_prior
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import add_noise, flow_loss, sample
 from vw2.models.ldm import LDM, Drawing, LDMConfig
+from vw2.models.ldm_files import load_codec, load_ldm, save_ldm
 from vw2.models.losses import L2
 from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
-from vw2.models.renderer import (
-    DLDMRenderer,
-    LDMRenderer,
-    laid_over,
-    load_dldm,
-    load_ldm,
-    load_renderer,
-    save_dldm,
-    save_ldm,
-)
+from vw2.models.renderer import DLDMRenderer, LDMRenderer, load_dldm, load_renderer, save_dldm
+from vw2.models.settings import laid_over
 from vw2.training.compute import generator
 
 QUERIES = SMALL["queries"]
@@ -454,3 +452,40 @@ def test_dldm_files(tmp_path):
     wake(other.vdm, 5)
     other.save(tmp_path / "other", {})
     assert same_weights(one.dldm, load_dldm(tmp_path / "dldm", tmp_path / "other").dldm)
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_codes_need_the_ldm_alone(tmp_path, monkeypatch, train):
+    dldm, _ = tiny_dldm(vdm=AdaptConfig(train, rank=2))
+    save_dldm(dldm, tmp_path / "dldm")
+    save_ldm(dldm.ldm, tmp_path / "ldm")
+    wanted, read = dldm.ldm.encode(clip()), []
+
+    class Spy:
+        def __init__(self, *args):
+            self.file = safe_open(*args)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *args):
+            self.file.__exit__(*args)
+
+        def keys(self):
+            return self.file.keys()
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    for kind in ("dldm", "ldm"):
+        codec = load_codec(tmp_path / kind)
+        assert codec.config == dldm.ldm.config and same_weights(codec, dldm.ldm) and not codec.training
+        assert torch.equal(codec.encode(clip()), wanted)
+    monkeypatch.setattr(ldm_files, "safe_open", Spy)
+    monkeypatch.setattr(ldm_files, "load_file", lambda *args: pytest.fail("read all weights"))
+    load_codec(tmp_path / "dldm")
+    assert sorted(read) == sorted(f"ldm.{name}" for name in dldm.ldm.state_dict()), "no weight of the VDM is read"
+    needed = {file.name for file in import_closure(Path(ldm_files.__file__), Path(ldm_files.__file__).parents[2])}
+    assert not needed & {"backends.py", "dldm.py", "prior.py", "cosmos.py", "wan.py"}, "nor its code"

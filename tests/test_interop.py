@@ -149,6 +149,23 @@ def test_files_that_are_no_weights_end_in_a_sentence(tmp_path):
         read_checkpoint(tmp_path / "list.pt")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_broken_files_end_in_a_sentence(tmp_path, zipped):
+    file, rng = tmp_path / "file.pt", np.random.default_rng(0)
+    torch.save({"net.a": torch.zeros(30, 30)}, file, _use_new_zipfile_serialization=zipped)
+    whole, broken = file.read_bytes(), 0
+    for cut in rng.integers(len(whole), size=100):
+        changed = bytearray(whole)
+        changed[cut % 400] ^= 0x55
+        for content in (whole[:cut], bytes(changed)):
+            file.write_bytes(content)
+            try:
+                read_checkpoint(file)
+            except UserError as error:
+                broken += "is no file of plain weights" in str(error) or "expected a dictionary" in str(error)
+    assert broken > 100
+
+
 # Reports
 
 

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import tiny_ldm
 
+from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
-from vw2.models.renderer import save_ldm
 from vw2.training.corpus import corpus
 from vw2.worlds.craft import CraftConfig, render_prior_clip
 

@@ -14,9 +14,10 @@ from vw2.models.backends import load_prior
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.ldm_files import load_ldm, save_ldm
 from vw2.models.losses import L2, STAGES, WEIGHTS, VGGFeatures, reconstruction_loss, vgg_features
 from vw2.models.projection import ProjectionConfig
-from vw2.models.renderer import DLDMRenderer, LDMRenderer, load_dldm, load_ldm, save_dldm, save_ldm
+from vw2.models.renderer import DLDMRenderer, LDMRenderer, load_dldm, save_dldm
 from vw2.models.timeline import fill, stride_of, windows
 from vw2.training.compute import generator
 from vw2.training.fit import fit

@@ -5,13 +5,11 @@ What is particular to a model, its names above all, stands in a `KeyMap` (keys_t
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,6 +30,7 @@ class KeyMap:
     theirs: Callable[[str], str]  # our name -> theirs
     prefixes: tuple[str, ...] = ()  # what their files may put in front of all names of this model
     constants: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}  # theirs that are no weights of ours
+    spare: Callable[[str], bool] = lambda name: False  # theirs that ours do without, whether there or not
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,13 @@ class KeyReport:
     missing: tuple[str, ...] = ()  # wanted, not there
     unexpected: tuple[str, ...] = ()  # there, not wanted
     misshaped: tuple[str, ...] = ()  # "name (expected ..., got ...)"
+    altered: tuple[str, ...] = ()  # constants that are not what they should be
     elsewhere: int = 0  # entries of the file that belong to other models or variants
 
     @property
     def complete(self) -> bool:
-        """Every weight of the model is there."""
-        return not (self.missing or self.misshaped)
+        """Every weight of the model is there, as it should be."""
+        return not (self.missing or self.misshaped or self.altered)
 
     @property
     def fits(self) -> bool:
@@ -58,6 +58,7 @@ class KeyReport:
     def sentence(self) -> str:
         """All of it in words."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshaped}
+        kinds["of another value"] = self.altered
         parts = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
         return f"{self.fitting} weights fit the {self.title}" + "".join(f"; {part}" for part in parts)
 
@@ -78,7 +79,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return flatten(load_file(path))
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a broken pickle makes its reader fail in any way
         raise UserError(
             f"{path} is no file of plain weights ({first_line(error)}); expected .safetensors, or a .pt that "
             "torch.load(weights_only=True) reads; download it again or save its state dict"
@@ -145,7 +148,7 @@ def select(weights: Mapping[str, Tensor], names: set[str], keys: KeyMap, ema: bo
 def import_weights(
     model: nn.Module, weights: Mapping[str, Tensor], keys: KeyMap, ema: bool = False, strict: bool = True
 ) -> KeyReport:
-    """Load a checkpoint into `model`, all or nothing.
+    """Load a checkpoint into `model`, all or nothing; a model on the meta device takes the tensors themselves.
 
     Args:
         ema: the averaged weights rather than those of the last step.
@@ -153,18 +156,38 @@ def import_weights(
     Returns: the report.
     Raises:  UserError with the report's sentence if the checkpoint does not fit; `model` is then untouched.
     """
+    (report,) = import_models(weights, {keys: model}, ema, strict)
+    return report
+
+
+def import_models(
+    weights: Mapping[str, Tensor], models: Mapping[KeyMap, nn.Module], ema: bool = False, strict: bool = True
+) -> list[KeyReport]:
+    """`import_weights` of several models that share a checkpoint: all of them or none, one sentence for all."""
+    found = {keys: find(model, weights, keys, ema) for keys, model in models.items()}
+    reports = [report for _, report in found.values()]
+    if not all(report.fits if strict else report.complete for report in reports):
+        sentences = "; ".join(report.sentence() for report in reports)
+        raise UserError(f"{sentences}; choose the file or the model's configuration accordingly")
+    for keys, model in models.items():
+        hollow = any(tensor.is_meta for tensor in model.state_dict().values())
+        model.load_state_dict(found[keys][0], assign=hollow)
+    return reports
+
+
+def find(
+    model: nn.Module, weights: Mapping[str, Tensor], keys: KeyMap, ema: bool = False
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """What a checkpoint holds of `model`, by our names, and how it fits; `model` is only looked at."""
     ours = model.state_dict()
     names = {keys.theirs(key): key for key in ours}
     constants = keys.constants(model)
     wanted = {theirs: ours[key] for theirs, key in names.items()} | constants
     own = select(weights, set(wanted), keys, ema)
+    own = {key: value for key, value in own.items() if key in wanted or not keys.spare(key)}
     report = compare(own, wanted, keys.title, elsewhere=len(weights) - len(own))
-    wrong = [key for key, value in constants.items() if key in own and not _same(own[key], value)]
-    if wrong or not (report.fits if strict else report.complete):
-        values = f"; of another value: {_some(tuple(wrong))}" if wrong else ""
-        raise UserError(f"{report.sentence()}{values}; choose the file or the model's configuration accordingly")
-    model.load_state_dict({key: own[theirs] for theirs, key in names.items()})
-    return report
+    altered = tuple(key for key, value in constants.items() if key in own and not _same(own[key], value))
+    return {key: own[theirs] for theirs, key in names.items() if theirs in own}, replace(report, altered=altered)
 
 
 def compare(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], title: str, elsewhere: int = 0) -> KeyReport:
@@ -178,7 +201,7 @@ def compare(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], title: str,
         tuple(sorted(set(wanted) - set(own))),
         tuple(sorted(set(own) - set(wanted))),
         tuple(f"{key} (expected {shape(wanted[key])}, got {shape(own[key])})" for key in odd),
-        elsewhere,
+        elsewhere=elsewhere,
     )
 
 

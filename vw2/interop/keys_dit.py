@@ -7,9 +7,12 @@ that follow from the sizes, the branch's last layer that is never run) is kept i
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from vw2.interop.checkpoints import KeyMap
 
 State = dict[str, Tensor]
 
@@ -44,8 +47,12 @@ class Parts:
 
     def unknown(self) -> list[str]:
         """Names in `rest` that no rule explains."""
-        known = lambda key: _bare(key)[1].startswith(NEVER_OURS) or key.endswith("_extra_state")  # noqa: E731
-        return sorted(key for key in self.rest if not known(key))
+        return sorted(key for key in self.rest if not spare(_bare(key)[1]))
+
+
+def spare(name: str) -> bool:
+    """Whether a name without prefix, of no weight of ours, is one that ours do without."""
+    return name.startswith(NEVER_OURS) or name.endswith("_extra_state")
 
 
 def _bare(key: str) -> tuple[str, str]:
@@ -120,13 +127,21 @@ def to_release(parts: Parts, ema: bool = False) -> State:
     )
     for state, prefix, flat, names in jobs:
         for key, value in state.items():
-            old = _translate(key, _back(flat), names[::-1], _back(BLOCK))
-            if old is None:
-                raise ValueError(
-                    f"{key} has no place in the authors' checkpoint; export a model with their options only"
-                )
-            out[prefix + old] = value
+            out[prefix + theirs(key, flat, names)] = value
     return out
+
+
+def theirs(key: str, flat: dict[str, str], blocks: tuple[str, str]) -> str:
+    """Our name of a weight -> theirs without prefix, by the rules of its network. Raises: as `to_release`."""
+    old = _translate(key, _back(flat), blocks[::-1], _back(BLOCK))
+    if old is None:
+        raise ValueError(f"{key} has no place in the authors' checkpoint; export a model with their options only")
+    return old
+
+
+# the same for vw2.interop.checkpoints
+DIT = KeyMap("DiT", partial(theirs, flat=DIT_FLAT, blocks=DIT_BLOCKS), PLAIN[:1], spare=spare)
+CONTROL = KeyMap("control branch", partial(theirs, flat=CONTROL_FLAT, blocks=CONTROL_BLOCKS), PLAIN[1:], spare=spare)
 
 
 def buffers(head_width: int, latent_frames: int = 128, side: int = 240) -> State:

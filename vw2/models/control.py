@@ -32,6 +32,13 @@ class ControlConfig:
     weight: float = 1.0  # factor on the residuals (the release: 0.5)
     hint: Literal["linear", "mlp"] = "linear"  # how the coarse video enters (the release: mlp)
     own_time: bool = False  # its own copy of the time embedding (the release: true)
+    weights: str | None = None  # safetensors file to begin the joint stage with; None = copies of the VDM's blocks
+
+    def __post_init__(self):
+        if self.weights is not None and not self.blocks:
+            raise ValueError(
+                f"dldm.control.weights is {self.weights} but dldm.control.blocks is 0, no branch; set one of them"
+            )
 
 
 def patches(latents: Tensor, side: int) -> Tensor:

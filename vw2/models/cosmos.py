@@ -107,8 +107,11 @@ class CosmosVDM(nn.Module):
         self.layout = Layout()
         self.transformer = config.transformer() if transformer is None else transformer
         self.transformer.rope = WindowRope(self.transformer.rope, self.layout)
-        if not config.tokens:
-            self.null = nn.Parameter(torch.zeros(1, 1, config.context))  # stands where there is no code yet
+        null = torch.zeros(1, 1, config.context)
+        if config.tokens:
+            self.register_buffer("null", null, persistent=False)  # as those that fill the context
+        else:
+            self.null = nn.Parameter(null)  # stands where there is no code yet
         if config.attention == "causal":
             set_block_causal(self.blocks, self.layout)
         if config.attention == "release-causal":

@@ -1,4 +1,4 @@
-"""The release's denoiser: rectified flow with noise levels sigma = t / (1 - t), its loss weight, levels and sampler.
+"""The release's denoiser: rectified flow with noise levels sigma = t / (1 - t), its levels, loss weight and sampler.
 
 The authors write x = x_0 + sigma noise (EDM, arXiv 2206.00364); scaled by 1 - t this is x_t = (1 - t) x_0 + t noise of
 `vw2.models.flow`, on which everything here works. Legend: B batch, C channels, L latent frames, h w latent pixels.
@@ -7,15 +7,18 @@ The authors write x = x_0 + sigma noise (EDM, arXiv 2206.00364); scaled by 1 - t
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from vw2.models.flow import integrate, over_latents
+from vw2.models.flow import draw_time, flow_loss, integrate, over_latents
 
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, L, h, w), t (B,)) -> noise - x_0
+Velocity = Callable[..., Tensor]  # (x_t (B, C, L, h, w), t (B,), ...) -> noise - x_0
+Levels = Literal["logit_normal", "release"]  # how noise levels are drawn in training, see NOISE_LEVELS
+LevelWeight = Literal["uniform", "release"]  # what the loss makes of them, see LEVEL_WEIGHTS
 
 
 LARGEST, LEAST = 80.0, 0.002  # noise levels sigma between which the release samples
@@ -49,6 +52,38 @@ def draw_noise_time(batch: int, config: NoiseConfig, rng: torch.Generator) -> Te
     return time_of(torch.where(chance < config.high_share, high, config.scale * normal.exp()))
 
 
+def release_time(batch: int, shift: float, rng: torch.Generator) -> Tensor:
+    """`draw_noise_time` with the release's numbers and the arguments of `vw2.models.flow.draw_time`."""
+    return draw_noise_time(batch, NoiseConfig(), rng)
+
+
+NOISE_LEVELS: dict[Levels, Callable[[int, float, torch.Generator], Tensor]] = {
+    "logit_normal": draw_time,
+    "release": release_time,
+}
+
+
+def uniform_weight(time: Tensor, frames: int) -> Tensor:
+    """(1, 1, 1, 1, 1) every noise level counts alike in the loss of the velocity (our choice)."""
+    return time.new_ones(1, 1, 1, 1, 1)
+
+
+def release_weight(time: Tensor, frames: int) -> Tensor:
+    """(B, 1, L, 1, 1) what the release's loss makes of times (B,) or (B, L), with a mean over the frames from 1 on.
+
+    (1 + sigma^2) / sigma^2 (x_0 - x_0^)^2 is ((1 - t)^2 + t^2) (v - v^)^2; and its given first frame has no error but
+    counts in the mean over all L.
+    """
+    weight = over_latents((1 - time) ** 2 + time**2).expand(-1, -1, frames, -1, -1)
+    return weight * (frames - 1) / frames
+
+
+LEVEL_WEIGHTS: dict[LevelWeight, Callable[[Tensor, int], Tensor]] = {
+    "uniform": uniform_weight,
+    "release": release_weight,
+}
+
+
 def denoised(velocity: Tensor, noisy: Tensor, time: Tensor, first: Tensor) -> Tensor:
     """x_0 = x_t - t v, with the given first latent frame (B, C, 1, h, w) in its place (release: frame_replace)."""
     clean = noisy - over_latents(time) * velocity
@@ -56,23 +91,21 @@ def denoised(velocity: Tensor, noisy: Tensor, time: Tensor, first: Tensor) -> Te
 
 
 def denoising_loss(velocity: Tensor, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """Mean of (1 + sigma^2) / sigma^2 (x_0 - x_0^)^2 = ((1 - t)^2 + t^2) (v - v^)^2; the release adds a factor 10.
-
-    The given first frame has no error but counts in the mean, as in the release.
-    """
-    weight = over_latents((1 - time) ** 2 + time**2)
-    error = weight * (velocity - (noise - clean)) ** 2
-    return error[:, :, 1:].sum() / error.numel()
+    """Mean of (1 + sigma^2) / sigma^2 (x_0 - x_0^)^2, see `release_weight`; the release adds a factor 10."""
+    return flow_loss(velocity, clean, noise, release_weight(time, clean.shape[2]))
 
 
 def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance v_c + scale (v_c - v_u); the release: 7. The same holds for x_0, linear in v."""
+    """Classifier-free guidance v_c + scale (v_c - v_u) (arXiv 2207.12598); the release: 7, none: 0.
 
-    def velocity(noisy: Tensor, time: Tensor) -> Tensor:
-        wanted = conditional(noisy, time)
-        return wanted + scale * (wanted - unconditional(noisy, time))
+    The same holds for x_0, linear in v.
+    """
 
-    return velocity
+    def velocity(*state) -> Tensor:
+        wanted = conditional(*state)
+        return wanted + scale * (wanted - unconditional(*state))
+
+    return velocity if scale else conditional
 
 
 def karras_sigmas(steps: int, rho: float, largest: float = LARGEST, least: float = LEAST) -> np.ndarray:

@@ -22,7 +22,7 @@ from vw2.models.adapt import AdaptConfig, adapt_vdm
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
 from vw2.models.control import ControlBranch, ControlConfig
-from vw2.models.denoiser import SOLVERS
+from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, Levels, LevelWeight, guided
 from vw2.models.flow import FRAME_TIMES, SAMPLERS, FrameTimes, Order, add_noise, flow_loss, motion_weight, noised
 from vw2.models.ldm import LDM, Drawing, LDMConfig
 from vw2.models.port import VideoPrior
@@ -62,9 +62,14 @@ class DLDMConfig(LDMConfig):
     # what the coarse loss teaches in the joint stage: nothing, the decoder, the encoder too, the codes too
     reconstruction: Literal["off", "decoder", "trunk", "codes"] = "decoder"
     reconstruction_weight: float = 1.0
-    time_shift: float = 1.59  # t = sigmoid(N(0, 1) + shift)
+    denoising_weight: float = 1.0  # the release: 10
+    noise_levels: Levels = "logit_normal"  # how noise levels are drawn in training
+    level_weight: LevelWeight = "uniform"  # what the denoising loss makes of them
+    time_shift: float = 1.59  # logit_normal: t = sigmoid(N(0, 1) + shift)
     motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
+    code_dropout: float = 0.0  # share of training clips whose codes the VDM is not told
+    guidance: float = 0.0  # how far rendering goes beyond what the VDM draws without codes; 0 = not at all
     sampling_steps: int = 6
     sampling_solver: Literal["euler", "ab2"] = "euler"  # see SOLVERS
     sampling_shift: float = 3.0  # bends the noise levels: euler's shift, ab2's rho
@@ -82,6 +87,16 @@ class DLDMConfig(LDMConfig):
             raise ValueError(
                 "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
                 f"got {self.frame_times} and {self.self_attention}; change these or set it to clip"
+            )
+        if not 0 <= self.code_dropout <= 1 or self.guidance < 0 or self.denoising_weight < 0:
+            raise ValueError(
+                "dldm.code_dropout must lie in [0, 1], dldm.guidance and dldm.denoising_weight be at least 0, "
+                f"got {self.code_dropout}, {self.guidance} and {self.denoising_weight}"
+            )
+        if self.guidance and self.sampling_order == "frames":
+            raise ValueError(
+                f"dldm.guidance goes with dldm.sampling_order clip, got {self.guidance} and frames; set it to 0 or "
+                "change the order"
             )
         if self.backend.tokens and (self.self_attention, self.cross_attention) != ("full", "full"):
             raise ValueError(
@@ -144,16 +159,27 @@ class DLDM(nn.Module):
         self.reach = REACH[config.reconstruction]
         self.stride = config.stride or STRIDE
 
-    def velocity(self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor) -> Tensor:
+    def velocity(
+        self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor, untold: Tensor | None = None
+    ) -> Tensor:
         """The VDM's velocity; noisy, time and first as in VDM.forward.
 
         Args:
             codes: (B, K, N, G).
             hint: (B, C, L, h, w) the latents of the coarse video minus those of the first frame.
+            untold: (B,) bool, clips whose codes VDM and control branch are not told; None: all are told.
         """
-        tokens, branch = self.projection(codes), self.control
+        tokens, branch = self.tokens(codes, untold), self.control
         control = branch(self.vdm, noisy, time, first, tokens, hint) if branch is not None else None
         return self.vdm(noisy, time, first, tokens, control)
+
+    def tokens(self, codes: Tensor, untold: Tensor | None = None) -> Tensor:
+        """Context tokens (B, K N, D) of codes; in place of those of clips `untold` the VDM's null token, which says as
+        little as no tokens do."""
+        tokens = self.projection(codes)
+        if untold is None:
+            return tokens
+        return torch.where(untold[:, None, None], self.vdm.null.type_as(tokens), tokens)
 
     def windows(self, steps: int) -> list[Window]:
         """The windows in which K steps are drawn."""
@@ -172,12 +198,16 @@ class DLDM(nn.Module):
             coarse: (B, C, L, h, w) latents of the coarse video.
             codes: (B, K, N, G) of the window.
         """
+        config, batch, frames = self.config, len(clean), clean.shape[2]
         noise = torch.randn(clean.shape, generator=rng)
-        time = FRAME_TIMES[self.config.frame_times](len(clean), clean.shape[2], self.config.time_shift, rng)
-        jitter = self.config.first_noise * torch.rand(len(clean), 1, 1, 1, 1, generator=rng)
+        levels = NOISE_LEVELS[config.noise_levels]
+        time = FRAME_TIMES[config.frame_times](batch, frames, config.time_shift, rng, levels)
+        jitter = config.first_noise * torch.rand(batch, 1, 1, 1, 1, generator=rng)
         first = known + jitter * torch.randn(known.shape, generator=rng)
-        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known)
-        weight = motion_weight(clean, self.config.motion_weight) * noised(time, clean.shape[2])
+        untold = torch.rand(batch, generator=rng) < config.code_dropout * self.training
+        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known, untold)
+        weight = motion_weight(clean, config.motion_weight) * noised(time, frames)
+        weight = weight * LEVEL_WEIGHTS[config.level_weight](time, frames)
         return flow_loss(velocity.float(), clean, noise, weight)
 
     def forward(self, batch: JointBatch, vae, rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -198,7 +228,7 @@ class DLDM(nn.Module):
             coarse = vae.encode(fill(drawing.over(batch.first)[:, :, window.frames]))
             known = vae.encode(batch.first) if window.begin == 0 else clean[:, :, :1]
         denoise = self.denoising(clean, known, coarse, codes[:, window.steps], rng)
-        loss = denoise + self.config.reconstruction_weight * recon
+        loss = self.config.denoising_weight * denoise + self.config.reconstruction_weight * recon
         used = torch.unique(index).numel()
         logs = {"train/denoise": denoise.detach(), "train/recon": recon.detach(), "codes/used": used}
         return loss, logs, drawing.end(batch.first)
@@ -228,7 +258,9 @@ class DLDM(nn.Module):
         """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`."""
         first, hint = vae.encode(frame), vae.encode(fill(coarse))
         change, config = hint - first, self.config
-        velocity = lambda x, t, frames: self.velocity(x, t, first, codes, change[:, :, frames])  # noqa: E731
+        untold = torch.ones(len(first), dtype=torch.bool, device=first.device)
+        flow = lambda who: lambda x, t, frames: self.velocity(x, t, first, codes, change[:, :, frames], who)  # noqa: E731
+        velocity = guided(flow(None), flow(untold), config.guidance)  # both see first frame and coarse video (release)
         latents = add_noise(hint, noise, torch.full((len(hint),), config.sampling_start))
         schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
         draw, solver = SAMPLERS[config.sampling_order], SOLVERS[config.sampling_solver]

@@ -19,23 +19,26 @@ def draw_time(batch: int, shift: float, rng: torch.Generator) -> Tensor:
     return torch.sigmoid(torch.randn(batch, generator=rng) + shift)
 
 
-def shared_time(batch: int, frames: int, shift: float, rng: torch.Generator) -> Tensor:
+Draw = Callable[[int, float, torch.Generator], Tensor]  # how levels are drawn, see vw2.models.denoiser.NOISE_LEVELS
+
+
+def shared_time(batch: int, frames: int, shift: float, rng: torch.Generator, draw: Draw = draw_time) -> Tensor:
     """(B,) one time for all latent frames of a clip."""
-    return draw_time(batch, shift, rng)
+    return draw(batch, shift, rng)
 
 
-def independent_times(batch: int, frames: int, shift: float, rng: torch.Generator) -> Tensor:
+def independent_times(batch: int, frames: int, shift: float, rng: torch.Generator, draw: Draw = draw_time) -> Tensor:
     """(B, L) a time for each latent frame; those before a frame drawn from 1..L-1 are clean, t = 0.
 
     Noise of its own on every frame is diffusion forcing (arXiv 2407.01392); the clean beginning is what frame-by-frame
     sampling meets (our choice).
     """
-    time = draw_time(batch * frames, shift, rng).view(batch, frames)
+    time = draw(batch * frames, shift, rng).view(batch, frames)
     clean = torch.randint(1, max(frames, 2), (batch, 1), generator=rng)
     return time.masked_fill(torch.arange(frames) < clean, 0)
 
 
-FRAME_TIMES: dict[FrameTimes, Callable[[int, int, float, torch.Generator], Tensor]] = {
+FRAME_TIMES: dict[FrameTimes, Callable[..., Tensor]] = {
     "shared": shared_time,
     "independent": independent_times,
 }

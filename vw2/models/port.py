@@ -36,6 +36,7 @@ class VDM(Protocol):
     width: int  # of the tokens that its blocks work on
     patch: int  # latent pixels per token and side
     layout: Layout  # shared with the attention processors of its blocks
+    null: Tensor  # (1, 1, D) context token that says nothing: any number of it is as none
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -1,9 +1,12 @@
-"""Weights from elsewhere: what fits is taken over, what does not stays as it was drawn."""
+"""Weights from elsewhere: what fits is taken over, or all of it must fit."""
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+
+from vw2.console import UserError
 
 
 def take_over(module: nn.Module, file: Path) -> list[str]:
@@ -15,3 +18,25 @@ def take_over(module: nn.Module, file: Path) -> list[str]:
     fitting = {key: value for key, value in weights.items() if key in mine and value.shape == mine[key].shape}
     module.load_state_dict(fitting, strict=False)
     return sorted(set(mine) - set(fitting))
+
+
+def load_whole(module: nn.Module, file: Path, key: str) -> None:
+    """Load a safetensors file that holds exactly the weights of `module`, whatever their precision.
+
+    Args:
+        key: of the parameter that names the file, for messages.
+    Raises: UserError if the file is missing or broken, or does not fit; `module` is then untouched.
+    """
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} could not be read ({error}); set {key} to a safetensors file, or to null") from None
+    mine = {name: value.shape for name, value in module.state_dict().items()}
+    theirs = {name: value.shape for name, value in weights.items()}
+    odd = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+    if odd:
+        raise UserError(
+            f"{len(odd)} of {len(mine | theirs)} weights in {file} are missing, too many or of another shape, first "
+            f"{odd[0]}; change {key} or the sizes beside it"
+        )
+    module.load_state_dict(weights)

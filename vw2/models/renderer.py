@@ -1,7 +1,7 @@
 """One port for everything that turns codes into video: the dLDM with its VAE, or the plain LDM.
 
-Legend: B batch, T frames, K steps, N queries. Videos are float in [-1, 1]. With these also the files of both:
-<folder>/config.json and <folder>/{dldm,ldm}.safetensors.
+Legend: B batch, T frames, K steps, N queries. Videos are float in [-1, 1]. With these also the files of the
+dLDM, <folder>/config.json and <folder>/dldm.safetensors; those of the LDM are in vw2.models.ldm_files.
 """
 
 import json
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.dldm import DLDM, DLDMConfig
-from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.ldm import LDM
+from vw2.models.ldm_files import load_ldm
 from vw2.models.port import VideoPrior
+from vw2.models.settings import read_json, settings
 
 
 class Renderer(Protocol):
@@ -63,41 +65,16 @@ class LDMRenderer(nn.Module):
         return torch.cat([first_frame, video[:, :, 1:]], dim=2)
 
 
-def save_ldm(ldm: LDM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write weights, floating ones as `dtype`, and the config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in ldm.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "ldm.safetensors")
-    (folder / "config.json").write_text(json.dumps(asdict(ldm.config), indent=2, sort_keys=True) + "\n")
-
-
-def load_ldm(folder: Path) -> LDM:
-    config = json.loads((folder / "config.json").read_text())
-    config["levels"] = tuple(config["levels"]) if config["levels"] else None
-    ldm = LDM(LDMConfig(**config))
-    ldm.load_state_dict(load_file(folder / "ldm.safetensors"))
-    return ldm.eval()
-
-
 def save_dldm(dldm: DLDM, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in dldm.state_dict().items()}, folder / "dldm.safetensors")
     (folder / "config.json").write_text(json.dumps(asdict(dldm.config), indent=2, sort_keys=True) + "\n")
 
 
-def laid_over(defaults: dict, saved: dict) -> dict:
-    """`saved`, and from `defaults` what it lacks, in nested groups too."""
-    both = {key: laid_over(defaults[key], saved[key]) for key in saved if isinstance(defaults.get(key), dict)}
-    return defaults | saved | both
-
-
 def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
     """The dLDM of a folder, with the VAE of its back end; `prior_folder` holds the mini prior."""
-    from vw2.params import build
-
     # what was no choice yet when a dLDM was saved has the value that it had then, the default
-    saved = laid_over(asdict(DLDMConfig()), json.loads((folder / "config.json").read_text()))
-    config = build(DLDMConfig, saved, "dldm")
+    config = settings(read_json(folder / "config.json"), DLDMConfig(), "dldm")
     prior = load_backend(config.backend, prior_folder)
     dldm = DLDM(config, prior)
     dldm.load_state_dict(load_file(folder / "dldm.safetensors"))

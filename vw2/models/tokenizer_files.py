@@ -6,9 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from vw2.console import UserError
+from vw2.models.settings import read_json, settings
 from vw2.models.tokenizer import Tokenizer, TokenizerConfig
-from vw2.params import build
 
 WEIGHTS, CONFIG = "tokenizer.safetensors", "config.json"
 
@@ -25,15 +24,7 @@ def read_config(file: Path) -> TokenizerConfig:
 
     Raises: UserError if the file is missing, is no JSON, or a key or value is wrong.
     """
-    try:
-        given = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist; check the path") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); mend it") from None
-    if not isinstance(given, dict):
-        raise UserError(f"expected {file} to hold a JSON object of tokenizer settings, got {given!r}; mend it")
-    return build(TokenizerConfig, asdict(TokenizerConfig()) | given, "tokenizer")
+    return settings(read_json(file), TokenizerConfig(), "tokenizer")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -1,0 +1,194 @@
+"""The authors' DiT and control branch by the command: tensor for tensor, to the outputs, and a dLDM that begins so."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from release_dit import SHAPES, TINY, needs_shapes
+from safetensors.torch import load_file, save_file
+from tiny_models import draw, tiny_config, tiny_ldm, wake
+
+from stages import train_dldm
+from stages.import_release import Options, dit
+from vw2.console import UserError
+from vw2.interop.checkpoints import write_checkpoint
+from vw2.interop.dit import DiTConfig, import_dit
+from vw2.interop.keys_dit import Parts, buffers, to_release
+from vw2.models.backends import BackendConfig, load_backend
+from vw2.models.control import ControlBranch, ControlConfig
+from vw2.models.cosmos import CosmosConfig, CosmosVDM
+from vw2.models.ldm_files import save_ldm
+from vw2.models.pretrained import load_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENS = 12
+VAE = {"base_dim": 4, "num_res_blocks": 1, "dim_mult": [1, 1, 1, 1], "z_dim": 4}
+CONFIG = DiTConfig(
+    CosmosConfig(latent=4, layers=3, max_size=(8, 16, 16), tokens=TOKENS, **TINY),
+    ControlConfig(blocks=2, weight=0.5, hint="mlp", own_time=True),
+)
+
+
+def networks(seed: int) -> tuple[CosmosVDM, ControlBranch]:
+    torch.manual_seed(seed)
+    vdm = CosmosVDM(CONFIG.vdm)
+    branch = wake(ControlBranch(CONFIG.control, vdm), seed)
+    return wake(vdm, seed).eval(), branch.eval()
+
+
+def theirs(vdm: CosmosVDM, branch: ControlBranch, ema: bool = False) -> dict[str, torch.Tensor]:
+    """What the authors' code would have saved, with the buffers and the unused last layer that ours do without."""
+    rest = {f"{prefix}{key}": value for prefix in ("net.", "net_ctrl.") for key, value in buffers(12).items()}
+    rest |= {"net_ctrl.final_layer.linear.weight": torch.zeros(1), "net.blocks.0.self_attn._extra_state": torch.ones(1)}
+    return to_release(Parts(vdm.state_dict(), branch.state_dict(), {} if ema else rest), ema)
+
+
+@pytest.fixture
+def checkpoint():
+    return theirs(*networks(0))
+
+
+@pytest.fixture
+def options(tmp_path) -> Options:
+    (tmp_path / "tiny.json").write_text(json.dumps(asdict(CONFIG)))
+    return Options(tmp_path / "tiny.json")
+
+
+def imported(checkpoint, folder: Path, options: Options, name: str = "theirs.pt") -> str:
+    write_checkpoint(folder / name, checkpoint)
+    return dit(folder / name, folder / "out", options)
+
+
+def given() -> tuple[torch.Tensor, ...]:
+    """noisy, time, first, context, hint."""
+    shape = (2, 4, 3, 4, 6)
+    return draw(*shape), torch.tensor([0.3, 0.9]), draw(2, 4, 1, 4, 6, seed=2), draw(2, 8, 32, seed=3), draw(*shape)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def backend(folder: Path) -> BackendConfig:
+    """The imported folder with a VAE put into it."""
+    AutoencoderKLWan(**VAE).save_pretrained(folder / "vae")
+    return BackendConfig(kind="cosmos", weights=str(folder), tokens=TOKENS)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_every_tensor_and_the_outputs(tmp_path, options, averaged):
+    plain, ema = networks(0), networks(1)
+    wanted = ema if averaged else plain
+    told = imported(theirs(*plain) | theirs(*ema, ema=True), tmp_path, Options(options.config, ema=averaged))
+    count = len(wanted[0].state_dict()), len(wanted[1].state_dict())
+    spare = 2 * len(buffers(12)) + 2 + sum(count)  # and all of the other variant
+    assert f"{count[0]} weights fit the DiT; {count[1]} weights fit the control branch; {spare} entries" in told
+    folder = tmp_path / "out" / "dit"
+    vdm = load_backend(backend(folder), tmp_path / "no prior needed").vdm
+    assert same(vdm.state_dict(), wanted[0].state_dict()) and vdm.config == CONFIG.vdm
+    branch = ControlBranch(CONFIG.control, vdm).eval()
+    load_whole(branch, folder / "control.safetensors", "dldm.control.weights")
+    assert same(branch.state_dict(), wanted[1].state_dict())
+    args = given()
+    with torch.no_grad():
+        mine, ours = vdm(*args[:4], branch(vdm, *args)), wanted[0](*args[:4], wanted[1](wanted[0], *args))
+    assert torch.equal(mine, ours) and not torch.equal(mine, plain[0](*args[:4]))
+
+
+def test_precision_and_containers_are_kept(tmp_path, options, checkpoint):
+    half = {f"model._orig_mod.{key}": v.bfloat16() if v.is_floating_point() else v for key, v in checkpoint.items()}
+    imported(half, tmp_path, options, "theirs.safetensors")
+    for file in ("control.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
+        assert {v.dtype for v in load_file(tmp_path / "out" / "dit" / file).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("prefix", ["net.", ""])
+def test_a_plain_dit_has_no_branch(tmp_path, options, checkpoint, prefix):
+    alone = {prefix + key[4:]: value for key, value in checkpoint.items() if key.startswith("net.")}
+    assert "it has no control branch" in imported(alone, tmp_path, options)
+    assert not (tmp_path / "out" / "dit" / "control.safetensors").exists()
+    vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm
+    assert same(vdm.state_dict(), networks(0)[0].state_dict())
+
+
+def test_a_dldm_begins_with_both(tmp_path, options, checkpoint, monkeypatch):
+    imported(checkpoint, tmp_path, options)
+    folder = tmp_path / "out" / "dit"
+    save_ldm(tiny_ldm(), tmp_path / "data" / "warmup")
+    monkeypatch.chdir(tmp_path)
+    control = ControlConfig(2, 0.5, "mlp", True, weights=str(folder / "control.safetensors"))
+    config = tiny_config(backend=backend(folder), control=control, self_attention="full", cross_attention="full")
+    dldm, _ = train_dldm.build(config)
+    vdm, branch = networks(0)
+    assert same(dldm.vdm.state_dict(), vdm.state_dict()) and same(dldm.control.state_dict(), branch.state_dict())
+
+
+def test_one_sentence_for_all_that_does_not_fit(tmp_path, options, checkpoint):
+    del checkpoint["net.blocks.1.mlp.layer1.weight"]
+    checkpoint["net.blocks.1.mlp.layer3.weight"] = torch.zeros(1)
+    checkpoint["net_ctrl.zero_blocks.block0.bias"] = torch.zeros(7)
+    with pytest.raises(UserError) as error:
+        imported(checkpoint, tmp_path, options)
+    for part in (
+        "fit the DiT; 1 missing: blocks.1.mlp.layer1.weight; 1 unexpected: blocks.1.mlp.layer3.weight; ",
+        "fit the control branch; 1 of another shape: zero_blocks.block0.bias (expected 48, got 7); choose",
+    ):
+        assert part in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_settings_end_in_a_sentence(tmp_path, checkpoint, options):
+    for chosen, sentence in (
+        ({"vdm": {"layer": 3}}, "dit.vdm.layer: unknown key.*did you mean dit.vdm.layers"),
+        ({"vdm": {"layers": 2}}, r"control.blocks must lie in 1\.\.2, got 3"),
+        ({"control": {"hint": "linear"}}, "the authors' networks have .* control.hint mlp"),
+    ):
+        options.config.write_text(json.dumps(chosen))
+        with pytest.raises(UserError, match=sentence):
+            imported(checkpoint, tmp_path, options)
+
+
+def test_command_ends_a_broken_file_in_a_sentence(tmp_path, options, checkpoint):
+    write_checkpoint(tmp_path / "theirs.pt", checkpoint)
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes((tmp_path / "theirs.pt").read_bytes()[:5000])
+    line = [sys.executable, "-m", "stages.import_release", "dit", broken, "--config", options.config]
+    done = subprocess.run([*map(str, line), "--out", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "is no file of plain weights" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_branch_of_other_sizes_is_refused_whole(tmp_path):
+    branch = networks(0)[1]
+    before = {key: value.clone() for key, value in branch.state_dict().items()}
+    file = tmp_path / "branch.safetensors"
+    save_file({key: value for key, value in networks(1)[1].state_dict().items() if key != "zero.1.bias"}, file)
+    with pytest.raises(UserError, match="1 of .* weights in .* first zero.1.bias; change dldm.control.weights"):
+        load_whole(branch, file, "dldm.control.weights")
+    assert same(branch.state_dict(), before), "all or nothing"
+    file.write_bytes(b"noise")
+    for each in (file, tmp_path / "none"):
+        with pytest.raises(UserError, match="could not be read .* set dldm.control.weights to a safetensors file"):
+            load_whole(branch, each, "dldm.control.weights")
+    with pytest.raises(ValueError, match="dldm.control.blocks is 0, no branch"):
+        ControlConfig(blocks=0, weights="branch.safetensors")
+
+
+@needs_shapes
+def test_all_names_at_true_size():
+    listed = {key: value for key, value in json.loads(SHAPES.read_text()).items() if key.startswith("dit")}
+    weights = {
+        f"{title.split(chr(39))[1]}{key}": torch.empty(shape, device="meta")
+        for title, entries in listed.items()
+        for key, (shape, _) in entries.items()
+    }
+    vdm, _, reports = import_dit(weights, DiTConfig())
+    assert sum(p.numel() for p in vdm.parameters()) == 1_956_413_440
+    assert all(report.fits for report in reports) and sum(report.fitting for report in reports) < len(weights)

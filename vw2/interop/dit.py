@@ -1,0 +1,66 @@
+"""The authors' DiT and control branch as files that a dLDM can begin with.
+
+Out: FOLDER/transformer in diffusers' layout, for `dldm.backend.weights` (the user puts the published VAE beside it, as
+FOLDER/vae), and FOLDER/control.safetensors, for `dldm.control.weights`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vw2.interop.checkpoints import KeyReport, import_models
+from vw2.interop.keys_dit import CONTROL, DIT, PLAIN
+from vw2.models.control import ControlBranch, ControlConfig
+from vw2.models.cosmos import CosmosConfig, CosmosVDM
+
+RELEASE_CONTROL = ControlConfig(blocks=3, weight=0.5, hint="mlp", own_time=True)
+BRANCH = "control.safetensors"
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of the two networks; the defaults are the release's."""
+
+    vdm: CosmosConfig = field(default_factory=CosmosConfig)
+    control: ControlConfig = RELEASE_CONTROL
+
+    def __post_init__(self):
+        if not self.vdm.tokens or (self.control.hint, self.control.own_time) != ("mlp", True):
+            raise ValueError("the authors' networks have vdm.tokens above 0, control.hint mlp, control.own_time true")
+        if not 0 < self.control.blocks <= self.vdm.layers:
+            raise ValueError(f"control.blocks must lie in 1..{self.vdm.layers}, got {self.control.blocks}; change it")
+
+
+def import_dit(
+    weights: Mapping[str, Tensor], config: DiTConfig, ema: bool = False, strict: bool = True
+) -> tuple[CosmosVDM, ControlBranch | None, list[KeyReport]]:
+    """The networks of a checkpoint, which keep its tensors and their dtype, and how they fit.
+
+    Args:
+        ema, strict: as in vw2.interop.checkpoints.import_weights.
+    Returns: VDM; control branch, None if the checkpoint has none (a dLDM then begins its own as copies of the VDM's
+        blocks, as the authors' code does); one report for each.
+    Raises: UserError with the sentence of all reports if they do not fit.
+    """
+    with torch.device("meta"):
+        vdm = CosmosVDM(config.vdm)
+        control = ControlBranch(config.control, vdm) if any(PLAIN[1][:-1] in key for key in weights) else None
+    models = {DIT: vdm} | ({} if control is None else {CONTROL: control})
+    return vdm, control, import_models(weights, models, ema, strict)
+
+
+def write_dit(folder: Path, vdm: CosmosVDM, control: ControlBranch | None) -> None:
+    """Write both into an existing folder (use `vw2.scratch.atomic_dir`)."""
+    vdm.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
+    if control is not None:
+        save_file({key: value.contiguous() for key, value in control.state_dict().items()}, folder / BRANCH)
+
+
+def told(reports: list[KeyReport], entries: int) -> str:
+    """The reports in one sentence; `entries`: of the checkpoint."""
+    others = entries - sum(entries - report.elsewhere for report in reports)
+    return f"{'; '.join(report.sentence() for report in reports)}; {others} entries belong to others"

@@ -1,0 +1,44 @@
+"""Files of the LDM: <folder>/ldm.safetensors and config.json, or its part of a dLDM's <folder>/dldm.safetensors."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.settings import read_json, settings
+
+PART = "ldm."  # what stands before its names among those of a dLDM
+
+
+def save_ldm(ldm: LDM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write weights, floating ones as `dtype`, and the config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in ldm.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "ldm.safetensors")
+    (folder / "config.json").write_text(json.dumps(asdict(ldm.config), indent=2, sort_keys=True) + "\n")
+
+
+def load_ldm(folder: Path) -> LDM:
+    """An LDM as saved by `save_ldm`, in eval mode."""
+    ldm = LDM(settings(read_json(folder / "config.json"), LDMConfig(), "ldm"))
+    ldm.load_state_dict(load_file(folder / "ldm.safetensors"))
+    return ldm.eval()
+
+
+def load_codec(folder: Path) -> LDM:
+    """The LDM of a plain LDM's or of a dLDM's folder, in eval mode: all that codes are read and written with.
+
+    Of a dLDM neither VDM nor VAE is needed, nor are their weights read.
+    """
+    if not (folder / "dldm.safetensors").exists():
+        return load_ldm(folder)
+    saved, own = read_json(folder / "config.json"), {each.name for each in fields(LDMConfig)}
+    ldm = LDM(settings({key: value for key, value in saved.items() if key in own}, LDMConfig(), "dldm"))
+    with safe_open(folder / "dldm.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.startswith(PART)]  # noqa: SIM118  (it is no mapping)
+        ldm.load_state_dict({name.removeprefix(PART): file.get_tensor(name) for name in names})
+    return ldm.eval()
