@@ -17,6 +17,7 @@ from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.dldm import DLDM, DLDMConfig
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.port import VideoPrior
+from vw2.models.settings import read_json, settings
 
 
 class Renderer(Protocol):
@@ -72,9 +73,8 @@ def save_ldm(ldm: LDM, folder: Path, dtype: torch.dtype = torch.float32) -> None
 
 
 def load_ldm(folder: Path) -> LDM:
-    config = json.loads((folder / "config.json").read_text())
-    config["levels"] = tuple(config["levels"]) if config["levels"] else None
-    ldm = LDM(LDMConfig(**config))
+    """An LDM as saved by `save_ldm`, in eval mode."""
+    ldm = LDM(settings(read_json(folder / "config.json"), LDMConfig(), "ldm"))
     ldm.load_state_dict(load_file(folder / "ldm.safetensors"))
     return ldm.eval()
 
@@ -85,19 +85,10 @@ def save_dldm(dldm: DLDM, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(asdict(dldm.config), indent=2, sort_keys=True) + "\n")
 
 
-def laid_over(defaults: dict, saved: dict) -> dict:
-    """`saved`, and from `defaults` what it lacks, in nested groups too."""
-    both = {key: laid_over(defaults[key], saved[key]) for key in saved if isinstance(defaults.get(key), dict)}
-    return defaults | saved | both
-
-
 def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
     """The dLDM of a folder, with the VAE of its back end; `prior_folder` holds the mini prior."""
-    from vw2.params import build
-
     # what was no choice yet when a dLDM was saved has the value that it had then, the default
-    saved = laid_over(asdict(DLDMConfig()), json.loads((folder / "config.json").read_text()))
-    config = build(DLDMConfig, saved, "dldm")
+    config = settings(read_json(folder / "config.json"), DLDMConfig(), "dldm")
     prior = load_backend(config.backend, prior_folder)
     dldm = DLDM(config, prior)
     dldm.load_state_dict(load_file(folder / "dldm.safetensors"))
