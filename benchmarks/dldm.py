@@ -1,4 +1,4 @@
-"""How fast the dLDM tokenizer learns, and what the batched Q-former saves: `python -m benchmarks.dldm`.
+"""How fast the LDM learns, and what the batched Q-former saves: `python -m benchmarks.dldm`.
 
 Prints tokens per second of forward + backward, and the Q-former's time over all steps at once against a loop that
 looks at the frames of one step after the other, measured in turns in the same run. A minute at the default size.
@@ -15,8 +15,9 @@ import typer
 from torch import Tensor
 
 from vw2.console import run, table
+from vw2.models.causal import CausalConfig
+from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.qformer import QFormer
-from vw2.models.tokenizer import Tokenizer, TokenizerConfig
 
 
 def loop(former: QFormer, features: Tensor) -> Tensor:
@@ -80,32 +81,34 @@ def main(
     repeats: int = typer.Option(3),
     device: str = typer.Option("cpu"),
 ) -> None:
-    """Measure the dLDM tokenizer: tokens per second, and the batched Q-former against a loop."""
+    """Measure the LDM: tokens per second, and the batched Q-former against a loop."""
     torch.manual_seed(0)
-    config = TokenizerConfig(channels=channels, z_channels=2 * channels, context=8 * channels, view="prefix")
-    model = Tokenizer(config).to(device)
+    causal = CausalConfig(channels=channels, z_channels=2 * channels, connector=8 * channels, view="prefix")
+    config = LDMConfig(parts="causal", size=(height, width), causal=causal)
+    model = LDM(config).to(device)
     video = torch.rand(batch, 3, frames, height, width, device=device) * 2 - 1
 
     def reconstruct() -> Tensor:
         features = model.features(video)
         codes = model.quantise(features)[0]
-        return torch.cat([(model.decode(features, codes) - video).flatten(), model.tokens(codes).flatten()])
+        coarse = model.decoder(features[:, :, :1], codes).video
+        return torch.cat([(coarse - video).flatten(), model.tokens(codes).flatten()])
 
     (spent,) = seconds([reconstruct], repeats)
-    pixels = (1 + (frames - 1) // config.time) * (height // config.space) * (width // config.space)
-    times = time_qformer(steps, side, config.width, config.queries, repeats, device)
+    pixels = (1 + (frames - 1) // causal.time) * (height // causal.space) * (width // causal.space)
+    times = time_qformer(steps, side, causal.width, config.queries, repeats, device)
     rows = {
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "threads": torch.get_num_threads(),
-        "tokenizer, ms forward + backward": 1000 * spent,
-        "tokenizer, feature tokens per second": batch * pixels / spent,
-        "tokenizer, codes per second": batch * config.queries * (frames - 1) // config.time / spent,
+        "LDM, ms forward + backward": 1000 * spent,
+        "LDM, feature tokens per second": batch * pixels / spent,
+        "LDM, codes per second": batch * config.queries * (frames - 1) // causal.time / spent,
         f"Q-former at K = {steps}, all steps at once, ms": 1000 * times.batched,
         f"Q-former at K = {steps}, a loop over steps, ms": 1000 * times.looped,
         "Q-former, loop / batched": times.looped / times.batched,
         "Q-former, largest difference": times.difference,
     }
-    table("dLDM tokenizer", rows)
+    table("LDM", rows)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vw2.console import run
+from vw2.models.causal import CausalConfig
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
-from vw2.models.tokenizer import Tokenizer, TokenizerConfig
+from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.projection import Projection, ProjectionConfig
 from vw2.models.wan_vae import WanVAE
 
 FRAMES, HEIGHT, WIDTH = 93, 480, 832  # the VDM's clip
-SMALL = (240, 416)  # the tokenizer's (release)
+SMALL = (240, 416)  # the LDM's (release)
 CONTROL = 3  # copied blocks (release)
 BATCH, STEPS = 128, 100_000  # VideoWorld 2, table 4
 GIB, STATES = 2**30, 12  # bytes of AdamW per parameter: fp32 weight and two fp32 moments
@@ -33,7 +35,7 @@ GIB, STATES = 2**30, 12  # bytes of AdamW per parameter: fp32 weight and two fp3
 TEXT = f"""\
 # One joint step of the paper's configuration, planned
 
-Made by `python -m benchmarks.plan` on the meta device. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; tokenizer at
+Made by `python -m benchmarks.plan` on the meta device. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; LDM at
 {SMALL[0]}x{SMALL[1]} (release) with prefix queries; block-causal VDM of Cosmos-Predict2 2B; control branch of
 {CONTROL} blocks (release). Memory in GiB. Kept: what autograd holds for the backward pass of one clip, in bfloat16,
 with fused attention; checkpointed: every block of VDM and control branch is computed again in the backward pass.
@@ -124,18 +126,21 @@ def empty(*shape: int, **options) -> Tensor:
     return torch.empty(*shape, device="meta", dtype=torch.bfloat16, **options)
 
 
-def tokenizer_part() -> Part:
-    """Encoder, prefix queries, FSQ, coarse decoder and connector, with reconstruction and denoising loss."""
+def ldm_part() -> Part:
+    """Encoder, prefix queries, FSQ, coarse decoder and projection, with reconstruction and denoising loss."""
     with torch.device("meta"):
-        tokenizer = Tokenizer(TokenizerConfig(view="prefix")).to(torch.bfloat16)
+        config = LDMConfig(parts="causal", size=SMALL, causal=CausalConfig(view="prefix", connector=0))
+        ldm = LDM(config).to(torch.bfloat16)
+        digits = len(config.resolved())
+        projection = Projection(ProjectionConfig(), config.queries, digits, CosmosConfig().context).to(torch.bfloat16)
 
     def step() -> Tensor:
-        features = tokenizer.features(empty(1, 3, FRAMES, *SMALL))
-        codes = tokenizer.quantise(features)[0].to(torch.bfloat16)
-        return tokenizer.decode(features, codes.detach()).float().sum() + tokenizer.tokens(codes).float().sum()
+        features = ldm.features(empty(1, 3, FRAMES, *SMALL))
+        codes = ldm.quantise(features)[0].to(torch.bfloat16)
+        return ldm.decoder(features[:, :, :1], codes.detach()).video.float().sum() + projection(codes).float().sum()
 
-    forward, backward, kept = measure(step, tokenizer)
-    return Part("tokenizer", size(tokenizer), True, forward, backward, kept, kept)
+    forward, backward, kept = measure(step, ldm, projection)
+    return Part("LDM and projection", size(ldm, projection), True, forward, backward, kept, kept)
 
 
 def vdm_parts(control_blocks: int) -> tuple[Part, Part]:
@@ -225,7 +230,7 @@ def report(parts: list[Part], tflops: float) -> str:
 
 def main(tflops: float = typer.Option(400.0, help="Sustained speed of one GPU, TFLOP/s.")) -> None:
     """Print the plan in Markdown."""
-    print(report([tokenizer_part(), *vdm_parts(CONTROL), vae_part()], tflops))
+    print(report([ldm_part(), *vdm_parts(CONTROL), vae_part()], tflops))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Import the authors' published files: checkpoints into our models, code files into our tables. Not a node of the DAG.
 
 In:  a checkpoint (.pt read with weights_only, or .safetensors), or their file of codes.
-Out: OUT/tokenizer/{tokenizer.safetensors,config.json} of a tokenizer; OUT/dit/transformer/ (in diffusers' layout) and
-     OUT/dit/control.safetensors of a DiT with its control branch; OUT/codes/{codes.parquet,codes.json} of codes.
+Out: OUT/tokenizer/{ldm.safetensors,config.json} of a tokenizer, an LDM as the stages read it; OUT/dit/transformer/ (in
+     diffusers' layout) and OUT/dit/control.safetensors of a DiT with its control branch;
+     OUT/codes/{codes.parquet,codes.json} of codes.
 The release's tokenizer has 142,588,036 parameters: about a minute and 2 GiB. DiT and control branch have 2,196,907,862:
 memory for the file once, as it is kept (bfloat16: 4 GiB).
 
@@ -13,7 +14,15 @@ memory for the file once, as it is kept (bfloat16: 4 GiB).
 A dLDM begins with the DiT by the preset `release` and dldm.backend.weights: OUT/dit (the folder vae/ of the published
 Cosmos-Predict2 goes beside transformer/) and dldm.control.weights: OUT/dit/control.safetensors.
 
-Tiny run: python -m stages.import_release tokenizer FILE --config tiny.json, with settings that differ from the release.
+To go on with an imported LDM put it in the place of the warm-up's (the preset first, so that nothing is made anew):
+
+    python -m stages.preset release
+    cp data/release/tokenizer/* data/warmup && dvc commit --force warmup_dldm && dvc repro train_dldm
+
+For codes from it alone copy it to data/plain_ldm/dldm: python -m stages.extract_codes --variant plain_ldm.
+
+Tiny run: python -m stages.import_release tokenizer FILE --config tiny.json, with settings of the group dldm that differ
+from the release, say {"causal": {"channels": 8}}.
 """
 
 from collections.abc import Callable
@@ -28,12 +37,16 @@ from vw2.interop.checkpoints import import_weights, read_checkpoint
 from vw2.interop.codes import import_codes
 from vw2.interop.dit import BRANCH, DiTConfig, import_dit, told, write_dit
 from vw2.interop.keys_tokenizer import TOKENIZER
+from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.ldm_files import save_ldm
 from vw2.models.settings import read_json, settings
-from vw2.models.tokenizer import Tokenizer, TokenizerConfig
-from vw2.models.tokenizer_files import read_config, save_tokenizer
 from vw2.scratch import atomic_dir
 
 FRAMES = 93  # of the release's clips
+# the LDM of presets/release.yaml
+RELEASE = LDMConfig(
+    parts="causal", size=(240, 416), reconstruction_loss="l1_vgg", pixel_motion_weight=0.0, drawn_share=0.0
+)
 
 
 @dataclass(frozen=True)
@@ -45,22 +58,26 @@ class Options:
     ema: bool = False
     strict: bool = True
 
-    def tokenizer(self) -> TokenizerConfig:
-        """The release's tokenizer but for what is given."""
-        chosen = read_config(self.config) if self.config else TokenizerConfig()
-        return replace(chosen, view=self.view or chosen.view)
+    def given(self) -> dict:
+        """What the file `config` says."""
+        return read_json(self.config) if self.config else {}
+
+    def ldm(self) -> LDMConfig:
+        """The release's LDM but for what is given of the group dldm."""
+        chosen = settings(self.given(), RELEASE, "dldm")
+        return replace(chosen, causal=replace(chosen.causal, view=self.view or chosen.causal.view))
 
     def dit(self) -> DiTConfig:
         """The release's DiT and control branch but for what is given in the groups vdm and control."""
-        return settings(read_json(self.config) if self.config else {}, DiTConfig(), "dit")
+        return settings(self.given(), DiTConfig(), "dit")
 
 
 def tokenizer(file: Path, out: Path, options: Options) -> str:
     """Checkpoint of the dLDM tokenizer -> out/tokenizer. Returns what happened, in words."""
-    model = Tokenizer(options.tokenizer())
+    model = LDM(options.ldm())
     report = import_weights(model, read_checkpoint(file), TOKENIZER, options.ema, options.strict)
     with atomic_dir(out / "tokenizer") as temporary:
-        save_tokenizer(model, temporary)
+        save_ldm(model, temporary)
     return f"{report.sentence()}; {report.elsewhere} entries of {file} belong to others; wrote {out / 'tokenizer'}"
 
 
@@ -79,8 +96,8 @@ def dit(file: Path, out: Path, options: Options) -> str:
 
 def codes(file: Path, out: Path, options: Options) -> str:
     """Their codes -> out/codes. Returns what happened, in words."""
-    config = options.tokenizer()
-    info = CodesInfo(config.resolved(), (FRAMES - 1) // config.time, config.queries)
+    config = options.ldm()
+    info = CodesInfo(config.resolved(), (FRAMES - 1) // config.causal.time, config.queries)
     store = import_codes(file, out / "codes", info)
     return f"codes of {len(store.videos())} videos; wrote {out / 'codes'}"
 

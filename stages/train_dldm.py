@@ -21,7 +21,7 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import run, table
+from vw2.console import UserError, run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
@@ -32,8 +32,7 @@ from vw2.media.sheet import write_sheet
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import check_size, load_backend
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
-from vw2.models.ldm_files import load_ldm
-from vw2.models.pretrained import load_whole
+from vw2.models.pretrained import load_whole, take_over
 from vw2.models.renderer import DLDMRenderer, save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -81,7 +80,11 @@ def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
     prior = load_backend(config.backend, PRIOR)
     start_vdm(prior, config.vdm)
     dldm = DLDM(config, prior)
-    dldm.ldm.load_state_dict(load_ldm(WARMUP).state_dict())
+    if left := take_over(dldm.ldm, WARMUP / "ldm.safetensors"):
+        raise UserError(
+            f"{len(left)} weights of the LDM that the group dldm asks for are not in {WARMUP}, {left[0]} among them; "
+            "put the group back as it was, or make the weights anew (dvc repro warmup_dldm)"
+        )
     if config.control.weights is not None:
         load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")
     return dldm, DLDMRenderer(dldm, prior)
@@ -89,9 +92,10 @@ def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
 
 def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path) -> Run:
     """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
-    ldm, listeners = dldm.ldm, [dldm.ldm.decoder, dldm.projection, dldm.vdm]
+    ldm = dldm.ldm
     groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
-    groups += [Group(module) for module in listeners + ([dldm.control] if dldm.control is not None else [])]
+    listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.vdm, dldm.control)
+    groups += [Group(module) for module in listeners if module is not None]
     carried = Carried(walks, dldm.config.drawn_share, seed)
     work = Run(accelerator, [*groups, Group(carried)], config.optim, folder, "train the dLDM")
     dldm.train()

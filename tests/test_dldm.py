@@ -29,8 +29,9 @@ from vw2.models.adapt import AdaptConfig
 from vw2.models.backends import load_prior
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
+from vw2.models.drawing import Strokes
 from vw2.models.flow import add_noise, flow_loss, sample
-from vw2.models.ldm import LDM, Drawing, LDMConfig
+from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import load_codec, load_ldm, save_ldm
 from vw2.models.losses import L2
 from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
@@ -319,7 +320,7 @@ def test_what_is_not_drawn_over_stays_and_what_is_erased_goes():
     erase, paint = torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 3, 2, 4, 4)
     erase[:, :, 1], paint[:, :, 1] = 1, 0.25
     frame = clip(1, frames=1, side=8)
-    video = Drawing(erase, paint).over(frame)
+    video = Strokes(erase, paint).over(frame)
     assert torch.equal(video[:, :, :1], frame), "at any size, every pixel"
     assert torch.equal(video[:, :, 1], torch.full((1, 3, 8, 8), 0.25)), "whatever was there"
 

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from tiny_models import causal_ldm, clip
 
+from stages.import_release import RELEASE
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, read_codes, write_codes
 from vw2.interop.checkpoints import (
@@ -22,17 +25,21 @@ from vw2.interop.checkpoints import (
 )
 from vw2.interop.codes import export_codes, import_codes, read_release_codes
 from vw2.interop.keys_tokenizer import TOKENIZER
-from vw2.models.tokenizer import Tokenizer, TokenizerConfig
-from vw2.models.tokenizer_files import load_tokenizer, read_config
+from vw2.models.causal import CausalConfig
+from vw2.models.dldm import DLDMConfig
+from vw2.models.ldm import LDM
+from vw2.models.ldm_files import load_ldm
+from vw2.models.settings import read_json, settings
+from vw2.params import build
+from vw2.patch import parse, patch
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT.parent / "shared" / "reference" / "fixtures" / "tokenizer_tiny.safetensors"
-TINY = TokenizerConfig(channels=4, multipliers=(2, 4), space=8, z_channels=6, context=10, blocks=1)
+TINY = {"channels": 4, "multipliers": (2, 4), "space": 8, "blocks": 1, "z_channels": 6, "connector": 10}
 
 
-def tiny(seed: int = 0, **changes) -> Tokenizer:
-    torch.manual_seed(seed)
-    return Tokenizer(replace(TINY, **changes))
+def tiny(seed: int = 0, **changes) -> LDM:
+    return causal_ldm(seed, **TINY | changes)
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.skipif(not RECORDED.is_file(), reason="the authors' recordings are not beside the repo")
 def test_authors_weights_come_back_bit_for_bit(tmp_path):
     theirs = read_checkpoint(RECORDED)
-    model = Tokenizer(TokenizerConfig(channels=8, z_channels=16, context=32))
+    model = causal_ldm(channels=8, z_channels=16, connector=32)
     report = import_weights(model, theirs, TOKENIZER)
     assert report.fits and report.fitting == 467 == len(theirs) and report.elsewhere == 0
     assert same(export_weights(model, TOKENIZER), theirs)
@@ -76,7 +83,7 @@ def test_other_configurations_keep_names_apart():
         {"codebook": 64000, "queries": 1, "query_layers": 3},
     ):
         with torch.device("meta"):
-            model = Tokenizer(replace(TINY, **changes))
+            model = tiny(**changes)
         names = [TOKENIZER.theirs(key) for key in model.state_dict()]
         assert len(set(names)) == len(names) and len(export_weights(model, TOKENIZER)) == len(names) + 5
 
@@ -257,14 +264,17 @@ def command(*words: object, folder: Path) -> subprocess.CompletedProcess:
 
 def test_command_imports_a_tokenizer(tmp_path, weights):
     write_checkpoint(tmp_path / "theirs.pt", weights, "network.")
-    (tmp_path / "tiny.json").write_text(json.dumps(asdict(TINY)))
+    (tmp_path / "tiny.json").write_text(json.dumps({"size": 32, "causal": TINY}))
     done = command(
         "tokenizer", tmp_path / "theirs.pt", "--config", tmp_path / "tiny.json", "--view", "prefix", folder=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert f"{len(weights)} weights fit the dLDM tokenizer; 0 entries" in done.stderr
-    model = load_tokenizer(tmp_path / "out" / "tokenizer")
-    assert model.config == replace(TINY, view="prefix") and same(export_weights(model, TOKENIZER), weights)
+    model = load_ldm(tmp_path / "out" / "tokenizer")
+    assert model.config == replace(RELEASE, size=32, causal=CausalConfig(**TINY, view="prefix"))
+    assert same(export_weights(model, TOKENIZER), weights)
+    video = clip(1, 9, 32)
+    assert model.coarse(video[:, :, :1], model.encode(video)).shape == video.shape
 
 
 def test_command_fails_in_a_sentence(tmp_path, weights):
@@ -276,11 +286,16 @@ def test_command_fails_in_a_sentence(tmp_path, weights):
 
 def test_settings_are_checked(tmp_path):
     file = tmp_path / "config.json"
-    file.write_text('{"channel": 4}')
-    with pytest.raises(UserError, match="tokenizer.channel: unknown key.*did you mean tokenizer.channels"):
-        read_config(file)
-    file.write_text('{"channels": 6, "multipliers": [1, 2, 4]}')
-    assert read_config(file) == TokenizerConfig(channels=6, multipliers=(1, 2, 4))
-    file.write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        read_config(file)
+    for text, sentence in (
+        ('{"causal": {"channel": 4}}', "dldm.causal.channel: unknown key"),
+        ('{"size": [30, 32]}', "dldm.size must be a multiple of 16, got (30, 32)"),
+        ("{", "is not JSON"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            settings(read_json(file), RELEASE, "dldm")
+
+
+def test_what_is_imported_is_what_the_preset_release_trains():
+    text, _ = patch((ROOT / "params.yaml").read_text(), parse((ROOT / "presets/release.yaml").read_text(), "r"), "r")
+    assert build(DLDMConfig, parse(text, "params")["dldm"], "dldm").ldm == RELEASE

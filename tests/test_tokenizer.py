@@ -1,11 +1,10 @@
-"""The faithful dLDM tokenizer: parity with tensors recorded from the authors' code, other shapes, causality, size.
+"""An LDM of causal parts: parity with tensors recorded from the authors' code, other shapes, causality, size.
 
 The full recordings lie beside the repository; a part of them (tests/fixtures, see its README) is checked everywhere.
 """
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import vw2.torchvision_ops  # noqa: F401
@@ -14,25 +13,27 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cosmos import CosmosDecoder3d, CosmosEncoder3d
 from safetensors.torch import load_file
-from tiny_models import clip, draw
+from tiny_models import causal_ldm as tiny
+from tiny_models import causal_settings, clip, draw
 
 from vw2.interop.checkpoints import export_weights, import_weights
 from vw2.interop.keys_tokenizer import TOKENIZER
+from vw2.models.causal import CausalConfig
 from vw2.models.causal3d import TimeUp, downsample
 from vw2.models.fsq import FSQ
+from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.qformer import QFormer, view_mask
-from vw2.models.tokenizer import Tokenizer, TokenizerConfig
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 FIXTURES = REFERENCE / "fixtures"
-AUTHORS = TokenizerConfig(channels=8, z_channels=16, context=32)  # of the recordings
+AUTHORS = {"size": (48, 80), "channels": 8, "z_channels": 16, "connector": 32}  # of the recordings
 FEATURES, RECONSTRUCTION, PREQUANT = 1e-5, 1e-4, 1e-3  # tolerances that the recordings come with
 needs_recordings = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the authors' recordings are not beside the repo")
 
 
-def tiny(**changes) -> Tokenizer:
-    torch.manual_seed(0)
-    return Tokenizer(replace(TokenizerConfig(channels=4, multipliers=(2, 4, 4), z_channels=6, context=10), **changes))
+def decode(model: LDM, features: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """f of which f_0 is used, codes -> coarse video."""
+    return model.decoder(features[:, :, :1], codes).video
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,13 @@ def recorded() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def authors() -> Tokenizer:
-    model = Tokenizer(AUTHORS)
+def authors() -> LDM:
+    model = tiny(**AUTHORS)
     import_weights(model, load_file(FIXTURES / "tokenizer_tiny.safetensors"), TOKENIZER)
     return model
 
 
-def record(model: Tokenizer, run) -> dict[str, list[torch.Tensor]]:
+def record(model: LDM, run) -> dict[str, list[torch.Tensor]]:
     """What every module returned while `run(model)` ran, by name, in order."""
     seen: dict[str, list[torch.Tensor]] = {}
     keep = lambda name: lambda module, given, output: seen.setdefault(name, []).append(output)  # noqa: E731
@@ -61,7 +62,7 @@ def record(model: Tokenizer, run) -> dict[str, list[torch.Tensor]]:
 
 @needs_recordings
 def test_encoder_and_queries_agree_with_the_authors(authors, recorded):
-    seen = record(authors, lambda model: model.digits(model.features(recorded["video"])))
+    seen = record(authors, lambda model: model.query(model.features(recorded["video"])))
     places = {
         "enc_patched": "encoder.patch",
         "enc_conv_in": "encoder.conv_in",
@@ -71,23 +72,23 @@ def test_encoder_and_queries_agree_with_the_authors(authors, recorded):
         "enc_mid_attn": "encoder.mid.attn",
         "enc_mid_block2": "encoder.mid.block2",
         "enc_features": "encoder",
-        "pos_embedding": "query.places",
-        "enc_query": "query_out",
-        "query_prequant": "to_digits",
+        "pos_embedding": "query.former.places",
+        "enc_query": "query.out",
+        "query_prequant": "query.to_digits",
     }
     for name, module in places.items():
         atol = PREQUANT if name == "query_prequant" else FEATURES
         torch.testing.assert_close(seen[module][0].view_as(recorded[name]), recorded[name], atol=atol, rtol=0)
-    torch.testing.assert_close(seen["query"][0].flatten(1, 2), recorded["qformer_out"], atol=FEATURES, rtol=0)
+    torch.testing.assert_close(seen["query.former"][0].flatten(1, 2), recorded["qformer_out"], atol=FEATURES, rtol=0)
 
 
 @needs_recordings
 @pytest.mark.parametrize("view, name", [("adjacent", "qformer_out"), ("prefix", "qformer_out_variant_prefix")])
 def test_both_views_agree_with_the_authors(authors, recorded, view, name):
-    model = Tokenizer(replace(AUTHORS, view=view))
+    model = tiny(**AUTHORS, view=view)
     model.load_state_dict(authors.state_dict())
     with torch.no_grad():
-        read = model.query(recorded["enc_features"])
+        read = model.query.former(recorded["enc_features"])
     torch.testing.assert_close(read.flatten(1, 2), recorded[name], atol=FEATURES, rtol=0)
 
 
@@ -95,7 +96,7 @@ def test_both_views_agree_with_the_authors(authors, recorded, view, name):
 def test_codes_agree_with_the_authors(authors, recorded):
     with torch.no_grad():
         codes, index = authors.quantise(authors.features(recorded["video"]))
-        lifted = authors.lift(codes)
+        lifted = authors.decoder.lift(codes)
     assert torch.equal(index.flatten(1), recorded["indices"].flatten(1).long())
     for name in ("quant_codes", "codes_from_indices"):
         theirs = recorded[name][..., 0, 0].transpose(1, 2)  # (B, K N, G)
@@ -109,7 +110,7 @@ def test_codes_agree_with_the_authors(authors, recorded):
 def test_decoder_and_connector_agree_with_the_authors(authors, recorded):
     features, index = recorded["enc_features"], recorded["indices"].view(2, 3, 4).long()
     codes = authors.fsq.to_codes(index)
-    seen = record(authors, lambda model: (model.decode(features, codes), model.tokens(codes)))
+    seen = record(authors, lambda model: (decode(model, features, codes), model.tokens(codes)))
     places = {
         "dec_conv_in": "decoder.conv_in",
         "dec_mid_block1": "decoder.mid.block1",
@@ -120,11 +121,12 @@ def test_decoder_and_connector_agree_with_the_authors(authors, recorded):
         "dec_up2": "decoder.up.2",
         "dec_up1": "decoder.up.1",
         "dec_conv_out": "decoder.conv_out",
-        "reconstruction": "decoder",
     }
     for name, module in places.items():
-        atol = RECONSTRUCTION if name in ("reconstruction", "dec_conv_out") else FEATURES
+        atol = RECONSTRUCTION if name == "dec_conv_out" else FEATURES
         torch.testing.assert_close(seen[module][0], recorded[name], atol=atol, rtol=0)
+    video = seen["decoder"][0].video
+    torch.testing.assert_close(video, recorded["reconstruction"], atol=RECONSTRUCTION, rtol=0)
     tokens = seen["connector"][0][..., 0, 0].transpose(1, 2)
     torch.testing.assert_close(tokens, recorded["connector_tokens"], atol=FEATURES, rtol=0)
 
@@ -134,7 +136,7 @@ def test_one_frame_and_indices_alone_give_the_video(authors, recorded):
     with torch.no_grad():
         first = authors.features(recorded["video"][:, :, :1])
         index = authors.encode(recorded["video"])
-        video = authors.decode(first, authors.fsq.to_codes(index))
+        video = decode(authors, first, authors.fsq.to_codes(index))
         assert authors.quantise(first)[1].shape == (2, 0, 4), "a single frame has no step"
     torch.testing.assert_close(first, recorded["enc_features_first_frame_only"], atol=FEATURES, rtol=0)
     torch.testing.assert_close(first, recorded["enc_features"][:, :, :1], atol=FEATURES, rtol=0)
@@ -152,7 +154,7 @@ def test_gradients_agree_with_the_authors(authors, recorded, loss):
     features = authors.features(recorded["video"])
     codes = authors.quantise(features)[0]
     if loss == "rec":
-        value = (authors.decode(features, codes.detach()) - recorded["video"]).abs().mean()
+        value = (decode(authors, features, codes.detach()) - recorded["video"]).abs().mean()
     else:
         value = authors.tokens(codes).square().mean()
     value.backward()
@@ -171,9 +173,9 @@ def test_gradients_agree_with_the_authors(authors, recorded, loss):
 
 
 @pytest.fixture(scope="module")
-def part() -> tuple[Tokenizer, dict[str, torch.Tensor]]:
+def part() -> tuple[LDM, dict[str, torch.Tensor]]:
     tensors = load_file(Path(__file__).parent / "fixtures" / "tokenizer_part.safetensors")
-    model, names = Tokenizer(AUTHORS), {}
+    model, names = tiny(**AUTHORS), {}
     for key in model.state_dict():
         names[TOKENIZER.theirs(key)] = key
     weights = {names[key]: tensors.pop(key) for key in list(tensors) if key in names}
@@ -189,13 +191,13 @@ def test_the_part_agrees_with_the_authors(part):
     close(model.encoder.down[1](io["enc_down0"]), "enc_down1")
     close(model.encoder.mid.attn(io["enc_mid_block1"]), "enc_mid_attn")
     close(torch.nn.functional.silu(model.encoder.norm_out(io["enc_mid_block2"])), "enc_features")
-    close(model.query(io["enc_features"]).flatten(1, 2), "qformer_out")
-    model.query.view = "prefix"
-    close(model.query(io["enc_features"]).flatten(1, 2), "qformer_out_variant_prefix")
-    model.query.view = "adjacent"
+    close(model.query.former(io["enc_features"]).flatten(1, 2), "qformer_out")
+    model.query.former.view = "prefix"
+    close(model.query.former(io["enc_features"]).flatten(1, 2), "qformer_out_variant_prefix")
+    model.query.former.view = "adjacent"
     codes, index = model.quantise(io["enc_features"])
     assert torch.equal(index.flatten(), io["indices"].flatten().long())
-    close(model.lift(codes), "post_quant")
+    close(model.decoder.lift(codes), "post_quant")
     close(model.tokens(codes), "connector_tokens")
     close(model.decoder.conv_in(io["post_quant"]), "dec_conv_in")
     tokens = io["dec_conv_in"][..., 0, 0].transpose(1, 2)
@@ -243,7 +245,7 @@ def diffusers_name(key: str, levels: int) -> str:
     return key
 
 
-def cosmos(cls, config: TokenizerConfig, sizes: tuple[int, ...], trunk: torch.nn.Module) -> torch.nn.Module:
+def cosmos(cls, config: CausalConfig, sizes: tuple[int, ...], trunk: torch.nn.Module) -> torch.nn.Module:
     """Diffusers' trunk with our weights."""
     levels = len(config.multipliers)
     widths = (config.channels, *(config.channels * each for each in config.multipliers))
@@ -260,7 +262,11 @@ def cosmos(cls, config: TokenizerConfig, sizes: tuple[int, ...], trunk: torch.nn
         spatial_compression_ratio=config.space,
         temporal_compression_ratio=config.time,
     )
-    ours = {diffusers_name(k, levels): v for k, v in trunk.state_dict().items() if ".codes." not in k}
+    ours = {
+        diffusers_name(k, levels): v
+        for k, v in trunk.state_dict().items()
+        if ".codes." not in k and "from_digits" not in k
+    }
     wrong = model.load_state_dict(ours, strict=False)
     assert wrong.unexpected_keys == [] and all(key.startswith("conv_") for key in wrong.missing_keys)
     return model
@@ -270,9 +276,10 @@ def cosmos(cls, config: TokenizerConfig, sizes: tuple[int, ...], trunk: torch.nn
 @torch.no_grad()
 def test_other_encoders_equal_cosmos(changes):
     model = tiny(**changes)
-    reference = cosmos(CosmosEncoder3d, model.config, model.config.encoder_attention, model.encoder)
+    config = model.config.causal
+    reference = cosmos(CosmosEncoder3d, config, config.encoder_attention, model.encoder)
     reference.conv_out = torch.nn.Identity()
-    video = clip(1, 1 + 2 * model.config.time, 32)
+    video = clip(1, 1 + 2 * config.time, 32)
     torch.testing.assert_close(model.features(video), reference(video), atol=1e-5, rtol=1e-4)
 
 
@@ -280,14 +287,15 @@ def test_other_encoders_equal_cosmos(changes):
 @torch.no_grad()
 def test_other_decoders_equal_cosmos_when_codes_say_nothing(changes):
     model = tiny(**changes)
+    config = model.config.causal
     for name, weight in model.decoder.named_parameters():
         weight.mul_(".codes.to_out." not in name)
-    reference = cosmos(CosmosDecoder3d, model.config, model.config.decoder_attention, model.decoder)
+    reference = cosmos(CosmosDecoder3d, config, config.decoder_attention, model.decoder)
     reference.conv_in = torch.nn.Identity()
     codes = FSQ((8, 5, 5, 5)).to_codes(torch.arange(8).view(1, 2, 4))
-    first = draw(1, model.config.width, 1, 2, 2)
+    first = draw(1, config.width, 1, 2, 2)
     expected = reference(first.expand(-1, -1, 3, -1, -1))
-    torch.testing.assert_close(model.decode(first, codes), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(decode(model, first, codes), expected, atol=1e-5, rtol=1e-4)
 
 
 # The Q-former: all steps at once against one step after the other
@@ -324,7 +332,7 @@ each_causal = pytest.mark.parametrize("changes", CAUSAL.values(), ids=CAUSAL)
 def test_later_pixels_change_no_earlier_feature_or_code(changes):
     model, video = tiny(**changes), clip(1, 13, 32)
     features = model.features(video)
-    digits = model.digits(features)
+    digits = model.query(features)
     assert features.shape[2] == 4 and digits.shape[1] == 3
     for frame in (1, 4, 5, 12):
         other = video.clone()
@@ -333,7 +341,7 @@ def test_later_pixels_change_no_earlier_feature_or_code(changes):
         new = model.features(other)
         assert torch.equal(new[:, :, :touched], features[:, :, :touched])
         assert not torch.equal(new[:, :, touched], features[:, :, touched])
-        now = model.digits(new)
+        now = model.query(new)
         assert torch.equal(now[:, : touched - 1], digits[:, : touched - 1])
         assert not torch.equal(now[:, touched - 1], digits[:, touched - 1])
 
@@ -344,13 +352,13 @@ def test_later_codes_change_no_earlier_frame_or_token(changes):
     model = tiny(**changes)
     index = torch.randint(1000, (1, 3, 4), generator=torch.Generator().manual_seed(0))
     first = model.features(clip(1, 1, 32))
-    video, tokens = model.decode(first, model.fsq.to_codes(index)), model.tokens(model.fsq.to_codes(index))
+    video, tokens = decode(model, first, model.fsq.to_codes(index)), model.tokens(model.fsq.to_codes(index))
     assert video.shape == (1, 3, 13, 32, 32) and tokens.shape == (1, 12, 10)
     for token in (0, 1, 4, 11):
         other = index.clone()
         other.view(-1)[token:] = (other.view(-1)[token:] + 501) % 1000
         codes = model.fsq.to_codes(other)
-        seen, now = 1 + 4 * (token // 4), model.decode(first, codes)
+        seen, now = 1 + 4 * (token // 4), decode(model, first, codes)
         assert torch.equal(now[:, :, :seen], video[:, :, :seen])
         assert not torch.equal(now[:, :, seen : seen + 4], video[:, :, seen : seen + 4])
         assert torch.equal(model.tokens(codes)[:, :token], tokens[:, :token])
@@ -364,23 +372,23 @@ def test_detached_codes_learn_nothing_from_the_reconstruction():
     model, video = tiny(), clip(1, 5, 32)
     features = model.features(video)
     codes = model.quantise(features)[0]
-    (model.decode(features, codes.detach()) - video).abs().mean().backward(retain_graph=True)
-    assert all(weight.grad is None for weight in (*model.query.parameters(), *model.to_digits.parameters()))
+    (decode(model, features, codes.detach()) - video).abs().mean().backward(retain_graph=True)
+    assert all(weight.grad is None for weight in model.query.parameters())
     assert model.encoder.conv_in.space.weight.grad.abs().sum() > 0, "the trunk learns through f_0"
     model.tokens(codes).square().mean().backward()
-    assert all(weight.grad is not None for weight in (*model.query.parameters(), *model.to_digits.parameters()))
+    assert all(weight.grad is not None for weight in model.query.parameters())
 
 
 def test_true_size():
     with torch.device("meta"):
-        model = Tokenizer(TokenizerConfig())  # view "prefix" has the same weights
+        model = LDM(LDMConfig(parts="causal", size=(240, 416)))  # view "prefix" has the same weights
         video = torch.empty(1, 3, 93, 240, 416)
     assert sum(weight.numel() for weight in model.parameters()) == 142_588_036
     features = model.features(video)
     assert features.shape == (1, 512, 24, 15, 26)
     codes, index = model.quantise(features)
     assert index.shape == (1, 23, 4) and model.tokens(codes).shape == (1, 92, 1024)
-    assert model.decode(features, codes).shape == video.shape
+    assert decode(model, features, codes).shape == video.shape
     shapes = REFERENCE / "state_dict_shapes.json"
     if shapes.is_file():
         wanted = next(tree for title, tree in json.loads(shapes.read_text()).items() if title.startswith("dldm"))
@@ -391,15 +399,16 @@ def test_true_size():
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"patch": 3}, "patch must be a power of 2, at least 2, got 3"),
-        ({"multipliers": (2,)}, "1 multipliers cannot compress patches of 4 to space 16 and time 4"),
-        ({"channels": 3, "multipliers": (1, 1, 1)}, "the width 3 must be a multiple of 8"),
+        ({"patch": 3}, "dldm.causal.patch must be a power of 2, at least 2, got 3"),
+        ({"multipliers": (2,)}, "dldm.causal: 1 multipliers cannot compress patches of 4 to space 16 and time 4"),
+        ({"channels": 3, "multipliers": (1, 1, 1)}, "dldm.causal: the width 3 must be a multiple of 8"),
         ({"codebook": 8, "levels": (4, 2)}, "dldm.levels must be at least 3"),
+        ({"size": (32, 40)}, "dldm.size must be a multiple of 16, got (32, 40); round it"),
     ],
 )
 def test_impossible_configurations_end_in_a_sentence(changes, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        TokenizerConfig(**changes)
+        LDMConfig(**causal_settings(**changes))
 
 
 def test_sizes_that_do_not_divide_end_in_a_sentence():

@@ -1,8 +1,11 @@
 """LDM, prior and dLDM of a few thousand parameters, awake: no weight is left at a zero that would hide a path."""
 
+from dataclasses import fields
+
 import torch
 from torch import nn
 
+from vw2.models.causal import CausalConfig
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
 from vw2.models.ldm import LDM, LDMConfig
@@ -20,6 +23,7 @@ SMALL = {
     "history_width": 16,
     "max_steps": 4,
 }
+CAUSAL = {"channels": 4, "multipliers": (2, 4, 4), "z_channels": 6, "connector": 10}
 SIDE, FRAMES, STEPS, LATENT = 32, 9, 2, 6  # pixels, T, K, latent channels
 
 
@@ -45,6 +49,20 @@ def wake(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
 def tiny_ldm(**changes) -> LDM:
     torch.manual_seed(0)
     return wake(LDM(LDMConfig(**SMALL | changes))).eval()
+
+
+def causal_settings(**changes) -> dict:
+    """What makes an LDM of small causal parts; `changes` to it, or to them."""
+    own = {each.name for each in fields(CausalConfig)}
+    inner = {key: value for key, value in changes.items() if key in own}
+    outer = {key: value for key, value in changes.items() if key not in own}
+    return {"parts": "causal", "size": 32, "causal": CausalConfig(**CAUSAL | inner)} | outer
+
+
+def causal_ldm(seed: int = 0, **changes) -> LDM:
+    """As it is made, in train mode."""
+    torch.manual_seed(seed)
+    return LDM(LDMConfig(**causal_settings(**changes)))
 
 
 def tiny_prior(prediction: str = "change", layers: int = 2, awake: bool = True) -> Prior:

@@ -1,4 +1,5 @@
-"""Names of the authors' dLDM tokenizer weights (VideoWorld 2, release) from ours, by rule; shapes are the same.
+"""Names of the authors' dLDM tokenizer weights (VideoWorld 2, release) from those of an LDM with parts causal and a
+connector, by rule; shapes are the same.
 
 Of their 467 entries 461 are parameters. Of the 6 buffers one is ours too, the frequencies of the places; the others are
 constants of the Haar patches, which an export makes anew.
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor
 
 from vw2.interop.checkpoints import KeyMap
-from vw2.models.tokenizer import Tokenizer
+from vw2.models.ldm import LDM
 
 QUERY = "encoder.qformer_ldm.qformer."
 RULES = [  # ours -> theirs, one after the other
+    (r"^query\.out\.", "encoder.outproj_ldm."),
+    (r"^query\.to_digits\.", "quant_conv."),
+    (r"^query\.former\.", "query."),
     (r"^query\.query$", "encoder.act.weight"),
     (r"^query\.places\.frequencies$", "encoder.pos_embedding.positional_encoding_gaussian_matrix"),
     (r"^query\.(.*)to_([qkv])\.", r"query.\1\2_proj."),
@@ -25,9 +29,7 @@ RULES = [  # ours -> theirs, one after the other
     (r"^query\.last\.", QUERY + "final_attn_token_to_image."),
     (r"^query\.norm\.", QUERY + "norm_final_attn."),
     (r"^query\.", QUERY),
-    (r"^query_out\.", "encoder.outproj_ldm."),
-    (r"^to_digits\.", "quant_conv."),
-    (r"^from_digits\.", "post_quant_conv."),
+    (r"^decoder\.from_digits\.", "post_quant_conv."),
     (r"^connector\.", "quant_to_dit_dim."),
     (r"\.mid\.block", ".mid.block_"),
     (r"\.mid\.attn\.", ".mid.attn_1."),
@@ -58,10 +60,10 @@ def theirs(key: str) -> str:
     return key
 
 
-def haar_buffers(model: Tokenizer) -> dict[str, Tensor]:
+def haar_buffers(model: LDM) -> dict[str, Tensor]:
     """The constants that their Haar patches keep among the weights."""
     half = torch.full((2,), 0.5).sqrt()
-    side = torch.tensor([model.config.patch], dtype=torch.int32)
+    side = torch.tensor([model.config.causal.patch], dtype=torch.int32)
     buffers = {"encoder.patcher3d.patch_size_buffer": side}
     for module in ("encoder.patcher3d", "decoder.unpatcher3d"):
         buffers |= {f"{module}.wavelets": half.clone(), f"{module}._arange": torch.arange(2)}

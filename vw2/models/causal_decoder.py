@@ -1,9 +1,10 @@
 """The causal coarse decoder of the faithful dLDM: f_0 and codes -> video.
 
-Legend: B batch, C channels, L latent frames, K = L - 1 steps, N queries, h w feature pixels.
+Legend: B batch, T frames, C channels, L latent frames, K = L - 1 steps, N queries, G code digits, h w feature pixels.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor, channels_last_3d, nn
 from torch.nn.functional import silu
 
@@ -13,10 +14,12 @@ from vw2.models.causal3d import (
     FrameNorm,
     ResidualBlock,
     SpaceAttention,
+    SpaceConv,
     TimeAttention,
     upsample,
 )
 from vw2.models.causal_encoder import halvings
+from vw2.models.drawing import Painting
 from vw2.models.haar import HaarPatch
 
 
@@ -89,14 +92,18 @@ class CausalDecoder(nn.Module):
     """f_0 stands still in every frame until the codes move it (release: `LDM_V2`).
 
     Args:
-        source: width of the lifted codes.
+        digits: G.
+        source: width that the codes are lifted to.
+        stride: frames per step that are kept; fewer than `time` in clips of two frames alone.
         blocks: residual blocks a level; one more than the encoder's.
         other arguments: as in CausalEncoder.
     """
 
     def __init__(
         self,
+        digits: int,
         source: int,
+        stride: int,
         channels: int,
         multipliers: tuple[int, ...],
         blocks: int,
@@ -110,6 +117,8 @@ class CausalDecoder(nn.Module):
         top, levels = widths[-1], len(widths)
         late = time_ups(levels, halvings(time, patch))
         wide = space_ups(levels, halvings(space, patch), halvings(time, patch))
+        self.stride = stride
+        self.from_digits = SpaceConv(digits, source)
         self.conv_in = FactorisedConv(source, top)
         self.mid = ListeningMiddle(top)
         self.up = nn.ModuleList()  # the finest level first, as in the encoder
@@ -120,11 +129,22 @@ class CausalDecoder(nn.Module):
         self.conv_out = FactorisedConv(widths[0], 3 * patch**3)
         self.patch = HaarPatch(patch)
 
-    def forward(self, first: Tensor, lifted: Tensor, queries: int) -> Tensor:
-        """f_0 (B, C, 1, h, w), lifted codes (B, source, K N, 1, 1), N -> video (B, 3, T, H, W), not clamped."""
-        tokens = self.conv_in(lifted)[..., 0, 0].transpose(1, 2)  # (B, K N, C), causal over the tokens
-        x = first.expand(-1, -1, 1 + tokens.shape[1] // queries, -1, -1).contiguous(memory_format=channels_last_3d)
+    def lift(self, codes: Tensor) -> Tensor:
+        """(B, K, N, G) -> (B, source, K N, 1, 1), what the levels, and the connector to the VDM, read.
+
+        Raises: ValueError for codes of no step.
+        """
+        if not codes.shape[1]:
+            raise ValueError("expected the codes of at least one step, got none; use a clip of several frames")
+        return self.from_digits(rearrange(codes, "b k n g -> b g (k n) 1 1"))
+
+    def forward(self, first: Tensor, codes: Tensor) -> Painting:
+        """f_0 (B, C, 1, h, w), codes (B, K, N, G) -> the whole video, T = 1 + stride K."""
+        steps = codes.shape[1]
+        tokens = self.conv_in(self.lift(codes))[..., 0, 0].transpose(1, 2)  # (B, K N, C), causal over the tokens
+        x = first.expand(-1, -1, 1 + steps, -1, -1).contiguous(memory_format=channels_last_3d)
         x = self.mid(x, tokens)
         for level in reversed(self.up):
             x = level(x, tokens)
-        return self.patch.inverse(self.conv_out(silu(self.norm_out(x))))
+        video = self.patch.inverse(self.conv_out(silu(self.norm_out(x))))
+        return Painting(video[:, :, : 1 + self.stride * steps])

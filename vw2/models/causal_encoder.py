@@ -75,6 +75,7 @@ class CausalEncoder(nn.Module):
     ):
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
+        self.space, self.time = space, time
         self.patch = HaarPatch(patch)
         self.conv_in = FactorisedConv(3 * patch**3, channels)
         self.down = nn.ModuleList()
@@ -86,7 +87,16 @@ class CausalEncoder(nn.Module):
         self.norm_out = FrameNorm(widths[-1])
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) in [-1, 1] -> features f (B, C, L, h, w)."""
+        """(B, 3, T, H, W) in [-1, 1] -> features f (B, C, L, h, w).
+
+        Raises: ValueError for sizes that the compression does not divide.
+        """
+        frames, *sides = video.shape[2:]
+        if (frames - 1) % self.time or any(side % self.space for side in sides):
+            raise ValueError(
+                f"expected 1 + {self.time} m frames whose sides are multiples of {self.space}, "
+                f"got {frames} of {sides[0]}x{sides[1]}; cut or resize the clip"
+            )
         x = self.conv_in(self.patch(video).contiguous(memory_format=channels_last_3d))
         for level in self.down:
             x = level(x)

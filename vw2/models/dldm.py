@@ -18,13 +18,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vw2.console import UserError
 from vw2.models.adapt import AdaptConfig, adapt_vdm
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, Levels, LevelWeight, guided
+from vw2.models.drawing import Drawing
 from vw2.models.flow import FRAME_TIMES, SAMPLERS, FrameTimes, Order, add_noise, flow_loss, motion_weight, noised
-from vw2.models.ldm import LDM, Drawing, LDMConfig
+from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
 from vw2.models.timeline import STRIDE, Window, fill, windows
@@ -151,13 +153,24 @@ class DLDM(nn.Module):
         self.vdm.layout.attention = config.attention
         self.vdm.layout.frame_sight = config.self_attention
         self.vdm.layout.code_sight = config.cross_attention
-        digits = len(config.ldm.resolved())
-        self.projection = Projection(config.projection, config.ldm.queries, digits, prior.vdm.context)
+        self.projection = self.own_projection(prior.vdm.context)
         self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
         adapt_vdm(self.vdm, config.vdm)
         self.ldm.decoder.requires_grad_(config.reconstruction != "off")
         self.reach = REACH[config.reconstruction]
         self.stride = config.stride or STRIDE
+
+    def own_projection(self, context: int) -> Projection | None:
+        """From codes to the VDM's context tokens of this width; none where the LDM has a connector."""
+        config = self.config
+        if self.ldm.connector is None:
+            return Projection(config.projection, config.queries, len(config.resolved()), context)
+        if config.causal.connector != context:
+            raise UserError(
+                f"dldm.causal.connector must be {context}, the width of the VDM's context, or 0 for dldm.projection, "
+                f"got {config.causal.connector}; change it"
+            )
+        return None
 
     def velocity(
         self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor, untold: Tensor | None = None
@@ -174,9 +187,9 @@ class DLDM(nn.Module):
         return self.vdm(noisy, time, first, tokens, control)
 
     def tokens(self, codes: Tensor, untold: Tensor | None = None) -> Tensor:
-        """Context tokens (B, K N, D) of codes; in place of those of clips `untold` the VDM's null token, which says as
-        little as no tokens do."""
-        tokens = self.projection(codes)
+        """Context tokens (B, K N, D) of codes, by projection (paper) or by the LDM's connector (release); in place of
+        those of clips `untold` the VDM's null token, which says as little as no tokens do."""
+        tokens = self.ldm.tokens(codes) if self.projection is None else self.projection(codes)
         if untold is None:
             return tokens
         return torch.where(untold[:, None, None], self.vdm.null.type_as(tokens), tokens)

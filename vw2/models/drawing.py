@@ -1,0 +1,66 @@
+"""What a coarse decoder gives: a video that is yet to meet its first frame.
+
+Legend: B batch, T frames, H W pixels of the first frame, h w pixels that the decoder works at.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+class Drawing:
+    """What all drawings have in common."""
+
+    def over(self, frame: Tensor) -> Tensor:
+        """First frame (B, 3, 1, H, W) in [-1, 1] -> video (B, 3, T, H, W), not clamped."""
+        raise NotImplementedError
+
+    def last(self) -> Self:
+        """The last frame of it alone, without gradient."""
+        raise NotImplementedError
+
+    def end(self, frame: Tensor) -> Tensor:
+        """The last frame of `over`, (B, 3, 1, H, W) in [-1, 1], without gradient: what a rollout goes on from."""
+        return self.last().over(frame).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class Strokes(Drawing):
+    """Drawn over the first frame: video = (1 - erase) frame + paint (our choice).
+
+    What is left alone keeps every pixel of the first frame, at any size of it; and to let something vanish the decoder
+    need not know what it looked like.
+    """
+
+    erase: Tensor  # (B, 1, T, h, w); 0 at first
+    paint: Tensor  # (B, 3, T, h, w); 0 at first
+
+    def over(self, frame: Tensor) -> Tensor:
+        size = tuple(frame.shape[-2:])
+        return (1 - enlarge(self.erase, size)) * frame + enlarge(self.paint, size)
+
+    def last(self) -> "Strokes":
+        return Strokes(self.erase[:, :, -1:].detach(), self.paint[:, :, -1:].detach())
+
+
+@dataclass(frozen=True)
+class Painting(Drawing):
+    """A whole video, of which the first frame lends its size alone (release)."""
+
+    video: Tensor  # (B, 3, T, h, w)
+
+    def over(self, frame: Tensor) -> Tensor:
+        return enlarge(self.video, tuple(frame.shape[-2:]))
+
+    def last(self) -> "Painting":
+        return Painting(self.video[:, :, -1:].detach())
+
+
+def enlarge(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, T, h, w) -> (B, C, T, H, W), bilinear, frame by frame."""
+    if tuple(video.shape[-2:]) == size:
+        return video
+    large = interpolate(video.transpose(1, 2).flatten(0, 1), size=size, mode="bilinear", antialias=False)
+    return large.unflatten(0, (len(video), -1)).transpose(1, 2)
