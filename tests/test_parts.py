@@ -1,0 +1,297 @@
+"""One LDM of two kinds of parts: the mini as it was, the causal ones through every stage, the true sizes, files."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_dldm import moving, taught
+from tiny_models import (
+    FRAMES,
+    SMALL,
+    causal_ldm,
+    causal_settings,
+    clip,
+    draw,
+    tiny_config,
+    tiny_prior,
+    wake,
+)
+from tiny_stages import OPTIM, make_folder, write_params
+
+from stages import extract_codes, import_release, train_dldm, warmup_dldm
+from vw2.console import UserError
+from vw2.data.codes import read_codes
+from vw2.data.shards import ClipStore
+from vw2.interop.checkpoints import export_weights, write_checkpoint
+from vw2.interop.keys_tokenizer import TOKENIZER
+from vw2.media.resize import to_model
+from vw2.models.backends import random_cosmos
+from vw2.models.cosmos import CosmosConfig
+from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
+from vw2.models.drawing import Painting
+from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.pretrained import take_over
+from vw2.models.renderer import LDMRenderer, load_ldm, load_renderer, save_ldm
+from vw2.params import build
+from vw2.patch import parse, patch
+from vw2.rollout import Row, render_batch
+from vw2.training.compute import generator
+
+ROOT = Path(__file__).parents[1]
+NARROW = {"multipliers": (2, 4), "space": 8, "blocks": 1, "query_layers": 1, "query_heads": 2}  # of causal parts
+SIZE = (16, 24)
+CONTEXT = 12  # of the tiny prior
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(each.contiguous().numpy().tobytes() for each in tensors)).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- the mini, as it was when it had a class of its own
+
+
+def test_names_and_first_draws_of_the_mini_stay():
+    for config, weights, after in ((SMALL, "2732a7af6edaaa74", 0.86627501), ({}, "a5c2f07838501f11", 0.84836555)):
+        torch.manual_seed(0)
+        ldm = LDM(LDMConfig(**config))
+        assert hashlib.sha256("\n".join(ldm.state_dict()).encode()).hexdigest()[:16] == "7cfc0c19e65ad3cf"
+        assert digest(*ldm.state_dict().values()) == weights
+        assert torch.rand(1).item() == pytest.approx(after, abs=1e-8), "and nothing is drawn beside them"
+
+
+def test_outputs_of_the_mini_stay():
+    # To a tolerance: kernels of other machines sum in another order.
+    torch.manual_seed(0)
+    ldm, video = wake(LDM(LDMConfig(**SMALL))), clip()
+    loss, _, _ = ldm(video, video[:, :, :1])
+    loss.backward()
+    assert loss.item() == pytest.approx(4.6001735, rel=1e-5)
+    assert sum(p.grad.double().abs().sum().item() for p in ldm.parameters()) == pytest.approx(1239.93758, rel=1e-3)
+    index = ldm.eval().encode(video)
+    assert digest(index) == "a1691e71baca770d"
+    assert ldm.coarse(video[:, :, :1], index).double().abs().sum().item() == pytest.approx(40725.3244, rel=1e-5)
+
+
+def test_pretrained_mini_still_fits():
+    ldm = LDM(LDMConfig())
+    assert take_over(ldm, ROOT / "data/pretrained/ldm.safetensors") == []
+
+
+# ---------------------------------------------------------------- causal parts
+
+
+def config(connector: int = 0, **changes) -> DLDMConfig:
+    """A dLDM of causal parts that sees 16 x 24 pixels, its VDM told by connector or projection."""
+    parts = causal_settings(**{"size": SIZE, **NARROW, "connector": connector, **changes})
+    return replace(tiny_config(), **{"queries": 2} | parts)
+
+
+def dldm_of(awake: bool = True, **changes) -> tuple[DLDM, object]:
+    prior = tiny_prior()
+    torch.manual_seed(1)
+    dldm = DLDM(config(**changes), prior)
+    return (wake(dldm, 2, 0.03) if awake else dldm).eval(), prior
+
+
+def wide(batch: int = 2, seed: int = 0) -> torch.Tensor:
+    """Clips of 32 x 48 pixels."""
+    return torch.cat([clip(batch, seed=seed), clip(batch, seed=seed + 1)[..., :16]], dim=-1)
+
+
+def test_shapes_of_what_is_not_square():
+    for settings in (config().ldm, LDMConfig(**SMALL | {"size": SIZE})):
+        torch.manual_seed(0)
+        ldm, video = LDM(settings), wide()
+        assert ldm.shrink(video).shape == (2, 3, FRAMES, *SIZE)
+        loss, _, end = ldm(video, video[:, :, :1])
+        assert loss.isfinite() and end.shape == (2, 3, 1, 32, 48)
+        index = ldm.eval().encode(video)
+        assert index.shape == (2, 2, 2) and ldm.coarse(video[:, :, :1], index).shape == video.shape
+
+
+def test_a_painting_takes_the_size_of_the_frame_alone():
+    video = draw(1, 3, 5, 4, 6)
+    assert torch.equal(Painting(video).over(torch.zeros(1, 3, 1, 4, 6)), video)
+    large = Painting(torch.full((1, 3, 5, 4, 6), 0.5)).over(draw(1, 3, 1, 8, 12))
+    assert torch.equal(large, torch.full((1, 3, 5, 8, 12), 0.5))
+    assert torch.equal(Painting(video).end(torch.zeros(1, 3, 1, 4, 6)), video[:, :, -1:].clamp(-1, 1))
+
+
+def test_pairs_of_frames():
+    ldm = causal_ldm(**NARROW, size=16, stride=1, queries=2)
+    video = clip(frames=2, side=16)
+    assert ldm.encode(video).shape == (2, 1, 2) and ldm.coarse(video[:, :, :1], ldm.encode(video)).shape == video.shape
+    with pytest.raises(ValueError, match="dldm.causal.time must be 4, the frames of a step, got 8; change it"):
+        LDMConfig(**causal_settings(patch=8, time=8, multipliers=(3, 2))).for_clips(9)
+
+
+def test_the_reconstruction_falls_on_one_batch():
+    ldm, video = causal_ldm(**NARROW, size=16, channels=8, queries=2), moving(side=16)
+    optimiser, losses = torch.optim.AdamW(ldm.parameters(), lr=3e-3), []
+    for _ in range(25):
+        loss, _, _ = ldm(video, video[:, :, :1])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def gradients(mode: str, weight: float, connector: int) -> dict[str, torch.Tensor]:
+    dldm, prior = dldm_of(reconstruction=mode, reconstruction_weight=weight, connector=connector)
+    dldm(JointBatch(wide(), wide(seed=3)[:, :, :1]), prior.vae, generator(0))[0].backward()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in dldm.named_parameters()}
+
+
+@pytest.mark.parametrize("connector", [0, CONTEXT], ids=["projection", "connector"])
+@pytest.mark.parametrize("mode", ["off", "decoder", "trunk", "codes"])
+def test_what_the_losses_teach(mode, connector):
+    without, with_ = gradients(mode, 0.0, connector), gradients(mode, 3.0, connector)
+    part = lambda name: ".".join(name.split(".")[:2])  # noqa: E731
+    moved = {part(name) for name in without if not torch.equal(without[name], with_[name])}
+    reach = ["ldm.decoder", "ldm.encoder", "ldm.query"][: ["off", "decoder", "trunk", "codes"].index(mode)]
+    assert moved == set(reach), "the reconstruction"
+    denoising = {name for name, g in without.items() if g.abs().max() > 0 and name.startswith("ldm.")}
+    lift = {"ldm.decoder.from_digits.weight", "ldm.decoder.from_digits.bias"}
+    heard = set() if connector == 0 else {"ldm.connector"} | ({"ldm.decoder"} if mode != "off" else set())
+    assert {part(name) for name in denoising} == {"ldm.encoder", "ldm.query"} | heard
+    assert {name for name in denoising if part(name) == "ldm.decoder"} <= lift, "but for what the connector reads too"
+
+
+def test_nothing_flows_through_the_control_hint():
+    dldm, prior = dldm_of(connector=CONTEXT)
+    latents = prior.vae.encode(wide())
+    index = torch.randint(0, 1000, (2, 2, 2), generator=generator(0))
+    hint, codes = draw(*latents.shape, seed=3).requires_grad_(), dldm.ldm.fsq.to_codes(index).requires_grad_()
+    dldm.velocity(draw(*latents.shape), torch.full((2,), 0.7), latents[:, :, :1], codes, hint).square().sum().backward()
+    assert hint.grad is None and codes.grad.abs().max() > 0
+    assert taught(dldm.ldm.connector) and dldm.projection is None
+
+
+@pytest.mark.parametrize("connector", [0, CONTEXT], ids=["projection", "connector"])
+@torch.no_grad()
+def test_later_codes_change_no_earlier_rendered_frame(connector):
+    dldm, prior = dldm_of(connector=connector)
+    index = torch.randint(0, 1000, (2, 2, 2), generator=generator(0))
+    first, noise = wide()[:, :, :1], draw(*prior.vae.encode(wide()).shape)
+    before = dldm.render(prior.vae, first, index, noise)
+    for step in range(2):
+        late = index.clone()
+        late[:, step:] = (late[:, step:] + 500) % 1000
+        now, same = dldm.render(prior.vae, first, late, noise), 4 * step + 1
+        assert torch.equal(now[:, :, :same], before[:, :, :same])
+        assert not torch.equal(now[:, :, same:], before[:, :, same:])
+
+
+def test_a_connector_of_another_width_is_refused():
+    with pytest.raises(UserError, match="dldm.causal.connector must be 12, the width of the VDM's context, or 0"):
+        dldm_of(connector=10)
+
+
+def test_in_bfloat16():
+    ldm, video = causal_ldm(**NARROW, size=16), clip(side=16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ldm(video, video[:, :, :1])[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(ldm(video, video[:, :, :1])[0].item(), rel=0.05)
+
+
+def test_files(tmp_path):
+    ldm = causal_ldm(**NARROW, size=SIZE, codebook=105, levels=(7, 5, 3))
+    save_ldm(ldm, tmp_path)
+    loaded = load_ldm(tmp_path)
+    assert loaded.config == ldm.config and torch.equal(loaded.encode(wide()), ldm.encode(wide()))
+    assert isinstance(load_renderer(tmp_path, tmp_path / "no prior needed"), LDMRenderer)
+
+
+# ---------------------------------------------------------------- the stages
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """After the warm-up of causal parts."""
+    folder = tmp_path_factory.mktemp("causal")
+    make_folder(folder, frames=9)
+    return folder
+
+
+def stage_params(connector: int) -> Path:
+    causal = {"channels": 4, "multipliers": [2, 4], "space": 8, "blocks": 1, "z_channels": 6, "connector": connector}
+    return write_params(Path(), {"dldm": {"parts": "causal", "size": [16, 16], "causal": causal | {"query_heads": 2}}})
+
+
+def test_causal_parts_through_the_stages(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("VW2_SCRATCH", str(workspace / "scratch"))
+    params = stage_params(CONTEXT)
+    warmup_dldm.main(params)
+    store, warm = ClipStore(Path("data/clips")), load_ldm(Path("data/warmup"))
+    assert warm.config.parts == "causal" and len(json.loads(Path("metrics/warmup_dldm.json").read_text())["train"])
+    # the weights of the authors, so to speak, take the place of the warm-up's
+    theirs = causal_ldm(7, **NARROW | {"query_layers": 2}, size=16, queries=2, connector=CONTEXT)
+    write_checkpoint(Path("theirs.pt"), export_weights(theirs, TOKENIZER), "network.")
+    Path("tiny.json").write_text((workspace / "data/warmup/config.json").read_text())
+    options = {"config": Path("tiny.json"), "view": None, "ema": False, "strict": True}
+    import_release.main("tokenizer", Path("theirs.pt"), Path("data/release"), **options)
+    for file in Path("data/release/tokenizer").iterdir():
+        file.replace(Path("data/warmup") / file.name)
+    video = to_model(store.batch([0, 1]))
+    assert torch.equal(load_ldm(Path("data/warmup")).encode(video), theirs.encode(video))
+    train_dldm.main(params)
+    renderer = load_renderer(Path("data/dldm"), Path("data/prior"))
+    assert renderer.dldm.projection is None and OPTIM["steps"] == 2
+    moved = {
+        part
+        for part in ("encoder", "query", "decoder", "connector")
+        for name, weight in getattr(renderer.ldm, part).state_dict().items()
+        if not torch.equal(weight, theirs.state_dict()[f"{part}.{name}"])
+    }
+    assert moved == {"encoder", "query", "decoder", "connector"}, "the joint stage began there and taught them all"
+    extract_codes.main(params, "vw2")
+    codes = read_codes(Path("data/codes"))
+    *_, (drawn,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
+    assert drawn.shape == (9, 32, 32, 3)
+    with pytest.raises(UserError, match="3 weights of the LDM that .* are not in data/warmup"):
+        write = stage_params(CONTEXT).read_text().replace("codebook: 1000", "codebook: 64000")
+        Path("params.yaml").write_text(write)
+        train_dldm.main(Path("params.yaml"))
+
+
+# ---------------------------------------------------------------- true sizes
+
+
+def preset(name: str) -> DLDMConfig:
+    text, _ = patch((ROOT / "params.yaml").read_text(), parse((ROOT / f"presets/{name}.yaml").read_text(), name), name)
+    return build(DLDMConfig, parse(text, "params.yaml")["dldm"], "dldm").for_clips(93)
+
+
+RELEASE = 142_588_036
+CONNECTOR = 256 * 1024 + 9 * 256 * 1024 + (3 + 9 + 3) * 1024**2 + 5 * 1024 + 2 * (256 + 1024)  # kernels, biases, norms
+
+
+@pytest.mark.parametrize(
+    "name, size", [("release", RELEASE), *((name, RELEASE - CONNECTOR) for name in ("paper", "wan"))]
+)
+def test_true_sizes(name, size):
+    chosen = preset(name)
+    with torch.device("meta"):
+        ldm = LDM(chosen.ldm)
+    assert sum(weight.numel() for weight in ldm.parameters()) == size
+    assert (ldm.query.former.view, chosen.sides) == ("adjacent" if name == "release" else "prefix", (240, 416))
+
+
+def test_the_whole_release():
+    chosen = preset("release")
+    with torch.device("meta"):
+        prior = random_cosmos(CosmosConfig(tokens=chosen.backend.tokens))
+        dldm = DLDM(chosen, prior)
+    count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters())  # noqa: E731
+    unused = [dldm.vdm.transformer.norm_out, dldm.vdm.transformer.proj_out]  # as large as the branch's in the release
+    assert count(dldm.ldm) == RELEASE and len(export_weights(dldm.ldm, TOKENIZER)) == 467
+    assert count(dldm.vdm) == 1_956_413_440 and count(dldm.control) + count(*unused) == 240_494_368
+    assert count(dldm) == count(dldm.ldm, dldm.vdm, dldm.control), "and nothing else"
+    codes = torch.empty(1, 23, 4, 4, device="meta")
+    assert dldm.tokens(codes).shape == (1, 92, 1024)
