@@ -76,9 +76,12 @@ class FrameNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # weight and bias apart: torch 2.13's kernel for channels last ends the process where only these two learn
-        scale, shift = (each[:, None, None] for each in (self.weight, self.bias))
-        return unfold(torch.addcmul(shift, group_norm(fold(x), 1, eps=1e-6), scale), len(x))
+        rows = fold(x)
+        if (
+            not rows.requires_grad
+        ):  # torch 2.13's kernel crashes where weight and bias learn and what they act on does not
+            rows = rows.detach().requires_grad_(self.weight.requires_grad)
+        return unfold(group_norm(rows, 1, self.weight, self.bias, 1e-6), len(x))
 
 
 class ResidualBlock(nn.Module):
