@@ -39,7 +39,7 @@ from vw2.variant import Variant, paths
 CLIPS = Path("data/clips")
 MANIFEST = Path("data/manifest.parquet")
 ROOT = Path(__file__).parents[1]
-DROPOUT, HIDDEN, BEGIN = 11, 12, 13  # what else is drawn in a step, as keys of its generators
+DROPOUT, HIDDEN = 11, 12  # what else is drawn in a step, as keys of its generators
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,6 @@ class TrainARConfig:
     optim: OptimConfig
     model: ARConfig = field(default_factory=ARConfig)
     sources: tuple[str, ...] | None = None  # names of ingest.source to train (and be judged) on; None: all
-    later_share: float = 0.0  # of the sequences in training, how many begin at a clip drawn from their video
-
-    def __post_init__(self):
-        if not 0 <= self.later_share <= 1:
-            raise ValueError(f"ar.later_share must lie in [0, 1], got {self.later_share}; change it")
 
 
 def code_shape(codes: CodeStore, ldm: LDM, here: Path, there: Path) -> CodeShape:
@@ -67,17 +62,15 @@ def inputs_of(data: Sequences) -> ARInputs:
     """The closed vocabulary and the sizes of the inputs of the training videos."""
     words = [split_words(instruction) for instruction in data.instructions]
     vocabulary = tuple(sorted({word for each in words for word in each}))
-    return ARInputs(data.first[0].shape[1], tuple(data.first[0].shape[2:]), vocabulary, max(map(len, words)))
+    return ARInputs(data.first.shape[1], tuple(data.first.shape[2:]), vocabulary, max(map(len, words)))
 
 
-def train(accelerator, model: ARTransformer, data: Sequences, config: TrainARConfig, seed: int, folder: Path) -> Run:
+def train(accelerator, model: ARTransformer, data: Sequences, config: OptimConfig, seed: int, folder: Path) -> Run:
     """Every random number of a step is a function of (seed, step), so that an interrupted run ends the same."""
-    work = Run(accelerator, [Group(model)], config.optim, folder, "train the AR transformer")
+    work = Run(accelerator, [Group(model)], config, folder, "train the AR transformer")
     model.train()
     for step in work:
-        items = data.mixture.batch(seed, step, config.optim.batch)
-        begins = data.begins(items, config.later_share, generator(seed, BEGIN, step))
-        batch = data.batch(items, model.inputs, begins=begins)
+        batch = data.batch(data.mixture.batch(seed, step, config.batch), model.inputs)
         batch.words = hide_words(batch.words, model.config.unknown, generator(seed, HIDDEN, step))
         torch.manual_seed(generator(seed, DROPOUT, step).initial_seed())
         with accelerator.autocast():
@@ -134,11 +127,11 @@ def main(
     torch.manual_seed(seed)
     model = ARTransformer(config.model, shape, inputs_of(data)).to(accelerator.device)
     weights = sum(p.numel() for p in model.parameters())
-    longest = model.prefix_length + min(config.model.max_clips, max(map(len, data.codes))) * shape.per_clip
+    longest = model.prefix_length + max(map(len, data.codes)) * shape.per_clip
     derived = {"codebook": shape.codebook, "words": len(model.inputs.words), "longest": longest, "weights": weights}
     table(stage, asdict(config) | derived | {"videos": len(data)})
     with runtime(stage):
-        work = train(accelerator, model, data, config, seed, folder)
+        work = train(accelerator, model, data, config.optim, seed, folder)
         figures = judge(model, data, test, codes, seed)
         if test is None:
             console.print("no video of split test: the AR transformer is not judged", markup=False)

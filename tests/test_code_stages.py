@@ -12,13 +12,10 @@ from stages import extract_codes, train_ar
 from vw2.console import UserError
 from vw2.data import manifest
 from vw2.data.codes import CodesInfo, read_codes, write_codes
-from vw2.data.shards import ClipStore, write_shards
-from vw2.media.resize import to_model
+from vw2.data.shards import write_shards
 from vw2.models.ar_files import load_ar
 from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.ldm_files import load_codec, save_ldm
-from vw2.training.compute import generator
-from vw2.training.sequences import Sequences, first_features
+from vw2.models.ldm_files import save_ldm
 from vw2.variant import paths
 
 SPLITS = ("train", "train", "train", "fail", "test", "test")
@@ -29,7 +26,6 @@ PARAMS = {
     "compute": {"threads": 1, "dtype": "float32"},
     "ar": {
         "sources": None,
-        "later_share": 0.5,
         "model": {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1, "max_clips": 4, "unknown": 0.1},
         "optim": {
             "steps": 40,
@@ -179,36 +175,3 @@ def test_bad_input_ends_in_one_sentence(workspace, monkeypatch, tmp_path):
             train_ar.main("params.yaml", "plain_ldm")
     finally:
         (PLACE.codes / "codes.json").write_text(facts)
-
-
-@pytest.fixture
-def sequences():
-    ldm = load_codec(PLACE.dldm)
-    return Sequences(["v0", "v1", "v2"], ["make a boat"] * 3, read_codes(PLACE.codes), ClipStore(), ldm, max_clips=2)
-
-
-def test_a_sequence_may_begin_at_any_clip_with_that_clips_first_frame(sequences):
-    inputs, codes, store = train_ar.inputs_of(sequences), read_codes(PLACE.codes), ClipStore()
-    ldm = load_codec(PLACE.dldm)
-    batch = sequences.batch([0, 0, 1], inputs, begins=[0, 2, 1])
-    assert batch.lengths.tolist() == [2, 1, 1], "cut to max_clips, or at the end of the video"
-    assert np.array_equal(batch.codes[0], codes["v0"][:2]) and np.array_equal(batch.codes[1, 0], codes["v0"][2])
-    assert np.array_equal(batch.codes[2, 0], codes["v1"][1])
-    for place, (video, clip) in enumerate([("v0", 0), ("v0", 2), ("v1", 1)]):
-        frame = to_model(store.video(video)[8 * clip :][:1][None])
-        torch.testing.assert_close(batch.first[place], first_features(ldm, frame)[0])
-    plain = sequences.batch([0, 0, 1], inputs)
-    assert torch.equal(plain.first[0], plain.first[1]) and plain.lengths.tolist() == [2, 2, 2]
-
-
-def test_begins_are_drawn_evenly_for_the_share(sequences):
-    drawn = np.array([sequences.begins([0], 0.6, generator(0, step)) for step in range(3000)])
-    assert np.mean(drawn == 0) == pytest.approx(0.4 + 0.6 / 3, abs=0.03)
-    assert np.mean(drawn == 1) == pytest.approx(0.2, abs=0.03)
-    assert np.mean(drawn == 2) == pytest.approx(0.2, abs=0.03)
-    assert sequences.begins([0, 1, 2], 0.0, generator(0)) == [0, 0, 0]
-
-
-def test_a_share_of_later_beginnings_above_one_is_refused():
-    with pytest.raises(ValueError, match="ar.later_share must lie in"):
-        train_ar.TrainARConfig(None, later_share=1.5)

@@ -20,23 +20,18 @@ def first_features(ldm: LDM, frames: Tensor) -> Tensor:
     return ldm.features(ldm.shrink(frames))[:, :, 0]
 
 
-def clip_rows(store: ClipStore, videos: Sequence[str]) -> list[list[int]]:
-    """The rows of the clips of each video, in order."""
-    found: dict[str, list[int]] = {video: [] for video in videos}
-    for row, video in enumerate(store.index["video"].to_list()):
-        if video in found:
-            found[video].append(row)
-    return list(found.values())
+def first_frames(store: ClipStore, videos: Sequence[str]) -> np.ndarray:
+    """The first frames of some videos: (V, 1, H, W, 3) uint8."""
+    wanted = set(videos)
+    rows = {store.index["video"][row]: row for row in store.select(clip=0) if store.index["video"][row] in wanted}
+    return np.stack([store.frames(rows[video])[:1] for video in videos])
 
 
 class Sequences:
     """Some videos in memory.
 
-    A sequence may begin at any clip of its video, with that clip's first frame (our choice: more first frames to learn
-    from, and what to do is read off what is done already).
-
-    Attributes: videos (ids), instructions, first (V tensors (clips, C, h, w)), codes (V tensors (clips, K, N)), mixture
-        (which videos make up the batch of a step), max_clips (longer sequences are cut).
+    Attributes: videos (ids), instructions, first (V, C, h, w), codes (V arrays (clips, K, N), cut to max_clips),
+        mixture (which videos make up the batch of a step).
     """
 
     def __init__(
@@ -50,46 +45,26 @@ class Sequences:
         batch: int = 64,
     ):
         self.videos, self.instructions = list(videos), list(instructions)
-        self.codes, self.max_clips = [torch.from_numpy(codes[video]) for video in self.videos], max_clips
+        self.codes = [torch.from_numpy(codes[video][:max_clips]) for video in self.videos]
         source = dict(store.index.select("video", "source").iter_rows())
         self.mixture = mixture([source[video] for video in self.videos], store.weights)
-        rows, device = clip_rows(store, self.videos), next(ldm.parameters()).device
-        frames = np.stack([store.frames(row)[:1] for video in rows for row in video])
+        frames = first_frames(store, self.videos)
+        device = next(ldm.parameters()).device
         parts = [
             first_features(ldm, to_model(frames[i : i + batch]).to(device)).cpu() for i in range(0, len(frames), batch)
         ]
-        self.first = torch.cat(parts).split([len(video) for video in rows])
+        self.first = torch.cat(parts)
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def begins(self, items: Sequence[int], share: float, rng: torch.Generator) -> list[int]:
-        """The clips with which the videos `items` begin: a `share` at any clip, drawn evenly, the others at 0."""
-        luck, place = torch.rand(2, len(items), generator=rng)
-        lengths = torch.tensor([len(self.codes[i]) for i in items])
-        return torch.where(luck < share, (place * lengths).long(), 0).tolist()
-
-    def batch(
-        self,
-        items: Sequence[int],
-        inputs: ARInputs,
-        instructions: Sequence[str] | None = None,
-        begins: Sequence[int] | None = None,
-    ) -> ARBatch:
-        """The videos `items`, padded to the longest of them.
-
-        Args:
-            instructions: (V) to be told instead of the videos' own.
-            begins: the clip with which each of `items` begins; None: all at 0.
-        """
-        begins = begins or [0] * len(items)
+    def batch(self, items: Sequence[int], inputs: ARInputs, instructions: Sequence[str] | None = None) -> ARBatch:
+        """The videos `items`, padded to the longest of them; `instructions` (V) take the place of their own."""
         told = instructions or self.instructions
         words = torch.tensor([word_ids(told[i], inputs) for i in items], dtype=torch.int64)
-        chosen = [self.codes[i][k : k + self.max_clips] for i, k in zip(items, begins, strict=True)]
-        lengths = torch.tensor([len(codes) for codes in chosen])
-        first = torch.stack([self.first[i][k] for i, k in zip(items, begins, strict=True)])
-        codes = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True)
-        return ARBatch(words.view(len(items), -1), first, codes, lengths)
+        lengths = torch.tensor([len(self.codes[i]) for i in items])
+        codes = torch.nn.utils.rnn.pad_sequence([self.codes[i] for i in items], batch_first=True)
+        return ARBatch(words.view(len(items), -1), self.first[list(items)], codes, lengths)
 
 
 def hide_words(words: Tensor, share: float, rng: torch.Generator) -> Tensor:
