@@ -34,8 +34,9 @@ from vw2.models.cosmos import CosmosConfig
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
 from vw2.models.drawing import Painting
 from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.ldm_files import load_ldm, save_ldm
 from vw2.models.pretrained import take_over
-from vw2.models.renderer import LDMRenderer, load_ldm, load_renderer, save_ldm
+from vw2.models.renderer import LDMRenderer, load_renderer
 from vw2.params import build
 from vw2.patch import parse, patch
 from vw2.rollout import Row, render_batch
