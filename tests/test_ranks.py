@@ -44,16 +44,16 @@ if __name__ == "__main__":
 """
 
 
-def launch(command, folder, count, timeout=600, **environment):
-    """Processes of `count` ranks that share nothing but the folder."""
+def launch(command, folder, count, timeout=600, late=0, **environment):
+    """Processes of `count` ranks that share nothing but the folder; rank 0 starts `late` seconds after the others."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     shared = os.environ | {"PYTHONPATH": paths, "WORLD_SIZE": str(count), "VW2_RANK_TIMEOUT": str(timeout)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command], cwd=folder, env=shared | {"RANK": str(rank)} | environment, **SETTING
-        )
-        for rank in range(count)
-    ]
+    processes = []
+    for rank in reversed(range(count)):
+        time.sleep(0 if rank else late)
+        own = shared | {"RANK": str(rank)} | environment
+        processes.append(subprocess.Popen([sys.executable, *command], cwd=folder, env=own, **SETTING))
+    return processes[::-1]
 
 
 def await_file(folder, pattern):
@@ -97,6 +97,8 @@ def test_a_rank_that_dies_or_fails_is_told_in_one_sentence(shared, tmp_path):
     assert "error: rank 1 of 3 was not heard of" in errors[0] and "run the same command again" in errors[0]
     codes, _, errors = finish(shared({"a": "x", "b": "raise", "c": "y"}))
     assert codes == [1, 1, 0] and "a bug" in errors[1] and "error: rank 1 of 3 failed" in errors[0]
+    codes, _, errors = finish(shared({"a": "x", "b": "raise", "c": "y"}, late=4))  # the failure comes before rank 0
+    assert codes == [1, 1, 0] and "error: rank 1 of 3 failed" in errors[0], errors
     codes, outputs, errors = finish(shared({"a": "x", "b": "z", "c": "y"}))
     assert codes == [0, 0, 0] and json.loads(outputs[0]) == {"a": "X", "b": "Z", "c": "Y"}, errors
 

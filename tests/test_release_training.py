@@ -67,7 +67,7 @@ def test_independent_levels_of_the_release():
 
 def test_weight_of_the_denoising_loss():
     dldm, prior = tiny_dldm(denoising_weight=10.0, reconstruction_weight=0.5)
-    loss, logs = dldm(tiny_batch(prior), prior.vae, generator(0))
+    loss, logs, _ = dldm(tiny_batch(prior), prior.vae, generator(0))
     torch.testing.assert_close(loss.detach(), 10 * logs["train/denoise"] + 0.5 * logs["train/recon"])
 
 

@@ -24,6 +24,7 @@ from vw2.console import UserError
 from vw2.data.pool import Failure, run_resumable
 
 BEAT = 1.0  # seconds between two notes
+PATIENCE = 30.0  # seconds from its start that a rank which fails waits for rank 0, so that it is heard
 LOST = 600.0  # seconds of silence after which a rank counts as dead; VW2_RANK_TIMEOUT sets another limit
 WORKING, DONE, FAILED = "working", "done", "failed"
 TOKEN = secrets.token_hex(8)  # tells this process from those of earlier runs
@@ -112,6 +113,12 @@ class _Notes:
                 "again on all machines, it goes on where it stopped"
             )
 
+    def await_leader(self) -> None:
+        """Wait for rank 0 if this rank has not seen it yet, for a while: a note that answers to nobody is not read."""
+        while self.rank and not _leader and time.monotonic() - self.seen[0][1] < min(self.limit, PATIENCE):
+            time.sleep(BEAT / 4)
+            self.look(0)
+
     @contextmanager
     def beating(self) -> Iterator[None]:
         """Write notes from a thread until the block ends; if it ends badly, say so in the last one."""
@@ -125,6 +132,7 @@ class _Notes:
         def give_up() -> None:
             stop.set()
             thread.join()
+            self.await_leader()
             with suppress(OSError):
                 self.write(FAILED)
 
