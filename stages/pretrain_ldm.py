@@ -12,7 +12,7 @@ work in progress is found again by its parameters alone, whatever happened to th
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +24,7 @@ from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.walks import Walks
+from vw2.media.colours import ColourConfig
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
@@ -49,6 +50,7 @@ class PretrainLDMConfig:
 
     use: bool  # false: the warm-up begins at random
     clips: int
+    colours: bool  # change them as dldm.colours says
     optim: OptimConfig
 
 
@@ -60,6 +62,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     frames, seen = values["prior"]["frames"], values["prior"]["clips"]
     ldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames).ldm
     config = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
+    if not config.colours:
+        ldm_config = replace(ldm_config, colours=ColourConfig())
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("pretrain_ldm", asdict(ldm_config) | asdict(config))
     accelerator = start(compute, seed)

@@ -27,6 +27,7 @@ from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.codes import changed_fraction
 from vw2.evaluation.health import code_health, write_health
+from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
 from vw2.models.adapt import start_vdm
@@ -102,7 +103,7 @@ def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed:
     ldm.spread.eval()
     for step in work:
         walked = walks[step]
-        video = to_model(walked.frames)
+        video = recolour(to_model(walked.frames), walked.keys, dldm.config.colours, seed)
         batch = JointBatch(video, carried.first(walked, video, step))
         with accelerator.autocast():
             loss, logs, end = dldm(batch, vae, generator(seed, 7, step))

@@ -19,6 +19,7 @@ from vw2.console import console, run, table
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
+from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
@@ -59,7 +60,7 @@ def train(accelerator, ldm: LDM, walks: Walks, config: OptimConfig, seed: int, f
     ldm.train()
     for step in work:
         walked = walks[step]
-        video = to_model(walked.frames)
+        video = recolour(to_model(walked.frames), walked.keys, ldm.config.colours, seed)
         with accelerator.autocast():
             loss, logs, end = ldm(video, carried.first(walked, video, step))
         carried.keep(walked, end)

@@ -246,14 +246,6 @@ def test_hand_moves_with_the_picture():
     assert (away.visible == 0).all()
 
 
-def test_colours_are_turned_not_lost():
-    """A full turn is the identity, a third of one a permutation of the channels; grey stays grey."""
-    angle = torch.tensor([0.0, 2 * np.pi / 3])
-    mix = augment.colour_mix(angle, torch.ones(2), torch.ones(2), generator(0, 0))
-    assert torch.allclose(mix.abs().round(), mix.abs(), atol=1e-6) and (mix.abs().sum(1) - 1).abs().max() < 1e-5
-    assert torch.allclose(mix @ torch.ones(3), torch.ones(2, 3), atol=1e-6)
-
-
 # Frames with truth
 
 LENGTHS = {"train_0": 17, "train_1": 12, "fail_0": 9, "test_0": 20, "test_1": 9}

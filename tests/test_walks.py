@@ -85,7 +85,7 @@ def test_the_walk_is_a_function_of_seed_and_step(store):
     again = walks(store)
     assert [again.legs(step) for step in (59, 3, 17)] == [straight[step] for step in (59, 3, 17)]
     assert [walks(store, seed=1).legs(step) for step in range(9)] != straight[:9]
-    assert {(places.start, places.stop) for _, places in straight} == {(0, 2), (2, 4), (4, 6), (6, 8)}
+    assert {(places.start, places.stop) for _, places, _ in straight} == {(0, 2), (2, 4), (4, 6), (6, 8)}
 
 
 def test_ranks_walk_apart_and_together_like_one(store):
@@ -98,10 +98,22 @@ def test_ranks_walk_apart_and_together_like_one(store):
 def test_frames_are_those_of_the_legs_and_backwards_where_they_are(store):
     walk = walks(store, batch=3)
     for step in [*range(20), 7, 8]:
-        walked, (legs, places) = walk[step], walks(store, batch=3).legs(step)
+        walked, (legs, places, keys) = walk[step], walks(store, batch=3).legs(step)
         expected = [store.frames(leg.row)[::-1] if leg.backwards else store.frames(leg.row) for leg in legs]
         assert np.array_equal(walked.frames, expected) and walked.walkers == places
-        assert walked.follows.tolist() == [leg.follows for leg in legs]
+        assert walked.follows.tolist() == [leg.follows for leg in legs] and walked.keys == keys
+
+
+def test_a_key_lasts_as_long_as_clips_follow_each_other_and_never_comes_again(store):
+    parts = [walks(store, batch=2, rank=rank, ranks=2) for rank in range(2)]
+    stretches: dict[tuple[int, int], int] = {}
+    for rank, part in enumerate(parts):
+        for step in range(120):
+            legs, _, keys = part.legs(step)
+            for leg, key in zip(legs, keys, strict=True):
+                assert (key in stretches) == leg.follows and key[0] // part.walkers == rank
+                stretches[key] = stretches.get(key, 0) + 1
+    assert max(stretches.values()) > 4
 
 
 def test_what_follows_begins_with_the_frame_that_the_leg_before_ended_with(store):
@@ -131,7 +143,8 @@ def test_what_cannot_be_walked_is_refused(store, wrong):
 
 def batch_of(follows: list[bool], group: int = 1) -> tuple[Walked, torch.Tensor]:
     video = torch.rand(len(follows), 3, T, SIDE, SIDE, generator=torch.Generator().manual_seed(group))
-    return Walked(np.empty(0), np.array(follows), slice(group * len(follows), (group + 1) * len(follows))), video
+    walkers = slice(group * len(follows), (group + 1) * len(follows))
+    return Walked(np.empty(0), np.array(follows), walkers, [(0, 0)] * len(follows)), video
 
 
 def test_a_clip_that_follows_begins_with_what_was_drawn(store):

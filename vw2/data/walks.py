@@ -37,6 +37,7 @@ class Walked:
     frames: np.ndarray  # (B, T, H, W, 3) uint8
     follows: np.ndarray  # (B,) bool
     walkers: slice  # B of all
+    keys: list[tuple[int, int]]  # B: the walker, and which of its stretches of clips that follow each other this is
 
 
 def route(store: ClipStore, rows: Sequence[int]) -> list[Leg]:
@@ -87,6 +88,7 @@ class Walks:
     def _restart(self) -> None:
         first = self.rank * self.walkers
         self._walks = [self._walk(walker) for walker in range(first, first + self.walkers)]
+        self._keys = [(walker, 0) for walker in range(first, first + self.walkers)]
         self._step = 0
 
     def _walk(self, walker: int) -> Iterator[Leg]:
@@ -98,22 +100,24 @@ class Walks:
             yield Leg(legs[start].row, legs[start].backwards)
             yield from legs[start + 1 :]
 
-    def legs(self, step: int) -> tuple[list[Leg], slice]:
-        """The legs of one step, and whose they are."""
+    def legs(self, step: int) -> tuple[list[Leg], slice, list[tuple[int, int]]]:
+        """The legs of one step, whose they are, and their keys."""
         if step < self._step:
             self._restart()
         while True:
             group = self._step % GROUPS
             walkers = slice(group * self.batch, (group + 1) * self.batch)
             legs = [next(walk) for walk in self._walks[walkers]]
+            keys = [(w, n + (not leg.follows)) for (w, n), leg in zip(self._keys[walkers], legs, strict=True)]
+            self._keys[walkers] = keys
             self._step += 1
             if self._step > step:
-                return legs, walkers
+                return legs, walkers, keys
 
     def _read(self, step: int) -> Walked:
-        legs, walkers = self.legs(step)
+        legs, walkers, keys = self.legs(step)
         clips = [self.store.frames(leg.row)[:: -1 if leg.backwards else 1] for leg in legs]
-        return Walked(np.stack(clips), np.array([leg.follows for leg in legs]), walkers)
+        return Walked(np.stack(clips), np.array([leg.follows for leg in legs]), walkers, keys)
 
     def __getitem__(self, step: int) -> Walked:
         """The batch of a step; while it is used, the next one is read."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from vw2.media.colours import ColourConfig
 from vw2.models.causal import CausalConfig, CausalQueries
 from vw2.models.causal3d import ResidualBlock
 from vw2.models.causal_decoder import CausalDecoder
@@ -58,6 +59,7 @@ class LDMConfig:
     vgg_file: str | None = None  # weights of that VGG; None = the torch hub cache
     pixel_motion_weight: float = 8.0  # how much more the coarse loss says where something moves; 0 = plain mean (paper)
     drawn_share: float = 0.5  # share of clips that begin with the drawn end of the clip before; 0 = none (paper)
+    colours: ColourConfig = field(default_factory=ColourConfig)  # changed in training
 
     def __post_init__(self):
         resolve_levels(self.codebook, self.levels)

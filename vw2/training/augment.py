@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vw2.media.colours import colour_mix
 from vw2.models.classifier import FrameBatch
 
 
@@ -50,7 +51,8 @@ def augment(batch: FrameBatch, config: AugmentConfig, rng: torch.Generator) -> F
     hand = project(torch.linalg.inv(to_source), batch.hand * 2 - 1) / 2 + 0.5
     inside = ((hand >= 0) & (hand <= 1)).all(1)
     visible = torch.where(batch.visible.isfinite(), batch.visible * inside, batch.visible)
-    mix = colour_mix(draw(math.pi * config.hue), 1 + draw(config.saturation), 1 + draw(config.contrast), rng)
+    turn, saturation, contrast = draw(math.pi * config.hue), 1 + draw(config.saturation), 1 + draw(config.contrast)
+    mix = colour_mix(turn, saturation, contrast, torch.rand(count, generator=rng) < 0.5)
     frames = torch.einsum("bij,bjhw->bihw", mix, frames) + draw(config.brightness, 1, 1, 1)
     frames = frames + stripes(frames.shape[-2:], draw(config.grating), rng)
     share = torch.rand((count, 1, 1, 1), generator=rng) * config.blur
@@ -85,18 +87,6 @@ def warp(frames: Tensor, to_source: Tensor) -> Tensor:
     source = to_source @ grid
     source = (source[:, :2] / source[:, 2:]).transpose(1, 2).reshape(-1, height, width, 2)
     return F.grid_sample(frames, source, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def colour_mix(angle: Tensor, saturation: Tensor, contrast: Tensor, rng: torch.Generator) -> Tensor:
-    """(B, 3, 3) colour matrices: turn about the grey axis, saturation, contrast, and for half of them two channels
-    exchanged. Together hue turns and exchanges contain every permutation of the channels."""
-    grey = torch.full((3, 3), 1 / 3)
-    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
-    c, s = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
-    chroma = c * (torch.eye(3) - grey) + s * cross  # Rodrigues' formula without the grey part
-    mix = (grey + saturation.view(-1, 1, 1) * chroma) * contrast.view(-1, 1, 1)
-    swap = torch.rand(len(angle), generator=rng) < 0.5
-    return torch.where(swap.view(-1, 1, 1), mix[:, [1, 0, 2]], mix)
 
 
 def stripes(size: tuple[int, int], amplitude: Tensor, rng: torch.Generator) -> Tensor:
