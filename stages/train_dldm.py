@@ -5,7 +5,7 @@ In:  data/clips, data/truth.parquet, data/warmup, data/prior; params groups seed
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
      plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance),
      plots/train_dldm_codes.png (entropy by step and by digit).
-Time and memory at the committed sizes: 16 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
+Time and memory at the committed sizes: 5 minutes on two cores, 3 GiB. Headline: render.psnr (moving pixels, unseen
 appearance, nuisance 0) above render.psnr_other_codes and render.psnr_copy. A run that breaks a gate (dead or ignored
 codes, a coarse video that stands still) stops with one sentence and the pictures. Interrupted runs go on where they
 stopped.
@@ -21,7 +21,7 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, run, table
+from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
@@ -30,28 +30,18 @@ from vw2.evaluation.health import code_health, write_health
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
-from vw2.models.adapt import start_vdm
-from vw2.models.backends import check_size, load_backend
+from vw2.models.backends import check_size
+from vw2.models.begin import begin_joint
 from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
-from vw2.models.pretrained import load_whole, take_over
-from vw2.models.renderer import DLDMRenderer, save_dldm
+from vw2.models.renderer import save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+from vw2.training import judge
 from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
-from vw2.training.judge import (
-    appearance_of,
-    code_figures,
-    encode_rows,
-    judge_coarse,
-    judge_denoising,
-    judge_rendering,
-    pick_clips,
-    probe_figures,
-)
 from vw2.training.run import Group, OptimConfig, Run
 
 CLIPS = Path("data/clips")
@@ -74,21 +64,6 @@ class JointConfig:
     encoder_factor: float  # learning rate of encoder and queries, as a factor on optim.lr
     listen_steps: int  # steps in which the VDM learns to listen before the codes may move
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
-
-
-def build(config: DLDMConfig) -> tuple[DLDM, DLDMRenderer]:
-    """The dLDM with warm LDM and pretrained VDM (or a random one, `dldm.vdm.train`), ready for the joint stage."""
-    prior = load_backend(config.backend, PRIOR)
-    start_vdm(prior, config.vdm)
-    dldm = DLDM(config, prior)
-    if left := take_over(dldm.ldm, WARMUP / "ldm.safetensors"):
-        raise UserError(
-            f"{len(left)} weights of the LDM that the group dldm asks for are not in {WARMUP}, {left[0]} among them; "
-            "put the group back as it was, or make the weights anew (dvc repro warmup_dldm)"
-        )
-    if config.control.weights is not None:
-        load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")
-    return dldm, DLDMRenderer(dldm, prior)
 
 
 def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path) -> Run:
@@ -132,32 +107,33 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
-    truth, looks = pl.read_parquet(TRUTH), appearance_of(manifest.read(MANIFEST))
+    truth, looks = pl.read_parquet(TRUTH), judge.appearance_of(manifest.read(MANIFEST))
     with runtime("train_dldm"):
-        dldm, renderer = build(dldm_config)
+        renderer = begin_joint(dldm_config, WARMUP, PRIOR)
+        dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
-        judged = pick_clips(store, "train", 2, seed, sources)
-        warm = encode_rows(dldm.ldm.eval(), store, judged)
+        judged = judge.pick_clips(store, "train", 2, seed, sources)
+        warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
         rows = store.train_rows(sources)
         walks = Walks(store, rows, seed, config.optim.batch)
-        work = train(accelerator, dldm, renderer.prior.vae, walks, config, seed, folder)
+        work = train(accelerator, dldm, vae, walks, config, seed, folder)
         renderer.eval()
-        joint = encode_rows(dldm.ldm, store, judged)
-        figures = code_figures(joint, levels) | {"codes.changed_fraction": changed_fraction(warm, joint)}
+        joint = judge.encode_rows(dldm.ldm, store, judged)
+        figures = judge.code_figures(joint, levels) | {"codes.changed_fraction": changed_fraction(warm, joint)}
         figures |= {f"train.{key}": work.averages[f"train/{key}"] for key in ("denoise", "recon")}
         for name, codes in (("warmup", warm), ("joint", joint)):
-            found = probe_figures(codes, store, judged, truth, looks, seed, levels)
+            found = judge.probe_figures(codes, store, judged, truth, looks, seed, levels)
             figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
-        still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
-        figures |= judge_coarse(dldm.ldm, store, still, seed)
-        figures |= judge_denoising(dldm, renderer.prior.vae, store, still, seed)
-        rendered, sheet = judge_rendering(renderer, store, still, seed)
+        still = judge.pick_clips(store, "probe", 2, seed, sources) or judged[:32]
+        figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
+        figures |= judge.judge_denoising(dldm, vae, store, still, seed)
+        rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
         write_sheet(PLOT, sheet)
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, CODES_PLOT, PLOT)
-        shaken = pick_clips(store, "test", 1, seed, sources)
+        shaken = judge.pick_clips(store, "test", 1, seed, sources)
         if shaken:
-            rendered |= judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
+            rendered |= judge.judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:
             save_dldm(dldm, temporary)
         write_curves(work.history, LOGS)

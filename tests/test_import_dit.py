@@ -15,13 +15,13 @@ from release_dit import SHAPES, TINY, needs_shapes
 from safetensors.torch import load_file, save_file
 from tiny_models import draw, tiny_config, tiny_ldm, wake
 
-from stages import train_dldm
 from stages.import_release import Options, dit
 from vw2.console import UserError
 from vw2.interop.checkpoints import write_checkpoint
 from vw2.interop.dit import DiTConfig, import_dit
 from vw2.interop.keys_dit import Parts, buffers, to_release
 from vw2.models.backends import BackendConfig, load_backend
+from vw2.models.begin import begin_joint
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.ldm_files import save_ldm
@@ -118,14 +118,13 @@ def test_a_plain_dit_has_no_branch(tmp_path, options, checkpoint, prefix):
     assert same(vdm.state_dict(), networks(0)[0].state_dict())
 
 
-def test_a_dldm_begins_with_both(tmp_path, options, checkpoint, monkeypatch):
+def test_a_dldm_begins_with_both(tmp_path, options, checkpoint):
     imported(checkpoint, tmp_path, options)
     folder = tmp_path / "out" / "dit"
     save_ldm(tiny_ldm(), tmp_path / "data" / "warmup")
-    monkeypatch.chdir(tmp_path)
     control = ControlConfig(2, 0.5, "mlp", True, weights=str(folder / "control.safetensors"))
     config = tiny_config(backend=backend(folder), control=control, self_attention="full", cross_attention="full")
-    dldm, _ = train_dldm.build(config)
+    dldm = begin_joint(config, tmp_path / "data" / "warmup", tmp_path).dldm
     vdm, branch = networks(0)
     assert same(dldm.vdm.state_dict(), vdm.state_dict()) and same(dldm.control.state_dict(), branch.state_dict())
 
