@@ -30,8 +30,7 @@ from vw2.evaluation import benchmark
 from vw2.evaluation.benchmark import CEILING, CONTROLS, COPY, TIMED
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import lpips_model
-from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case
-from vw2.media.decode import MediaError, read_frames
+from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_video
 from vw2.models.classifier import load_classifier
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
@@ -45,18 +44,6 @@ CLASSIFIER = Path("data/classifier")
 OUT = Path("data/evaluate")  # beside the rollouts of a variant
 ROOT = Path(__file__).parents[1]
 LPIPS_SIDE = 32  # pixels; AlexNet cannot look at less
-
-
-def read_video(path: Path, like: np.ndarray) -> np.ndarray:
-    """(F, H, W, 3) uint8. Raises: UserError if it is damaged or not of the size of the real video `like`."""
-    try:
-        frames = np.stack([frame for _, frame in read_frames(path)])
-    except MediaError as error:
-        raise UserError(f"{path} {error}; run `dvc repro rollout` again") from error
-    if frames.shape[1:] != like.shape[1:]:
-        sizes = "x".join(map(str, frames.shape[2:0:-1])), "x".join(map(str, like.shape[2:0:-1]))
-        raise UserError(f"{path} is {sizes[0]} but the clips are {sizes[1]}; run `dvc repro rollout` again")
-    return frames
 
 
 def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[str, int, str | None]]]:
@@ -100,16 +87,20 @@ def main(
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     place = paths(variant)
     stage, out = f"{place.metrics_prefix}evaluate", OUT if variant == "vw2" else place.rollout.with_name(OUT.name)
-    start(compute, seed)
+    device = start(compute, seed).device
     store = ClipStore(CLIPS)
     about = {row["id"]: row for row in manifest.read(MANIFEST, store.videos()).iter_rows(named=True)}
     work = list_work(benchmark.read_rollouts(place.rollout), store)
     classifier = load_classifier(CLASSIFIER)
     if classifier is None:
         say("skipped success: these videos have no labels, so there is no classifier to see what was done in them")
+    else:
+        classifier.to(device)
     try:
         big = min(store.height, store.width) >= LPIPS_SIDE
         perceptual = lpips_model(seed, config.lpips_weights) if big else None
+        if perceptual:
+            perceptual[1].to(device)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"evaluate.lpips_weights {config.lpips_weights}: {error}") from error
     truth = pl.read_parquet(TRUTH)

@@ -27,6 +27,7 @@ from vw2.data.codes import CodesInfo, CodeStore, write_codes
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import code_report
 from vw2.media.resize import to_model
+from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_codec
 from vw2.provenance import runtime, write_metrics
@@ -43,7 +44,7 @@ CHUNK = 512  # clips encoded between two checkpoints
 @torch.no_grad()
 def encode(ldm: LDM, store: ClipStore, folder: Path) -> np.ndarray:
     """(clips, K, N) int64 codes of all clips in the order of the index; finished chunks in `folder` are kept."""
-    device = next(ldm.parameters()).device
+    device = device_of(ldm)
     parts = []
     with progress(len(store), "encode clips") as bar:
         for begin in range(0, len(store), CHUNK):

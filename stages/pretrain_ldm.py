@@ -24,7 +24,6 @@ from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.walks import Walks
-from vw2.media.colours import ColourConfig
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
@@ -50,7 +49,7 @@ class PretrainLDMConfig:
 
     use: bool  # false: the warm-up begins at random
     clips: int
-    colours: bool  # change them as dldm.colours says
+    colours: float  # share of its clips whose colours are changed as dldm.colours says, in [0, 1]
     optim: OptimConfig
 
 
@@ -62,8 +61,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     frames, seen = values["prior"]["frames"], values["prior"]["clips"]
     ldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames).ldm
     config = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
-    if not config.colours:
-        ldm_config = replace(ldm_config, colours=ColourConfig())
+    ldm_config = replace(ldm_config, colours=replace(ldm_config.colours, share=config.colours))
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("pretrain_ldm", asdict(ldm_config) | asdict(config))
     accelerator = start(compute, seed)
@@ -72,7 +70,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     with runtime("pretrain_ldm"):
         store = corpus(craft, seen, config.clips, frames, folder / "corpus", worker_count(values.get("runtime") or {}))
         rows = list(range(HELD_OUT, len(store)))
-        ldm = LDM(ldm_config)
+        ldm = LDM(ldm_config).to(accelerator.device)
         walks = Walks(store, rows, seed, config.optim.batch)
         work = train(accelerator, ldm, walks, config.optim, seed, folder / "training", "pretrain the LDM")
         ldm.eval()

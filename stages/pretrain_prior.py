@@ -22,7 +22,7 @@ from vw2.console import run, table, track
 from vw2.evaluation.quality import psnr_of
 from vw2.media.resize import to_model, to_uint8
 from vw2.media.sheet import write_sheet
-from vw2.models.flow import add_noise, draw_time, flow_loss, sample
+from vw2.models.flow import add_noise, draw_time, flow_loss, normal, sample
 from vw2.models.prior import Prior, PriorModelConfig
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
@@ -73,7 +73,8 @@ def train_vae(accelerator, prior: Prior, corpus: np.ndarray, config: PretrainCon
     """
     vae = prior.vae
     starts = range(HELD_OUT, min(len(corpus), HELD_OUT + FITTED), 50)
-    vae.fit(to_model(np.array(corpus[i : i + 50])) for i in track(starts, "fit the linear map of the VAE"))
+    device = accelerator.device
+    vae.fit(to_model(np.array(corpus[i : i + 50])).to(device) for i in track(starts, "fit the linear map of the VAE"))
     if vae.net is None:
         return []
     work = Run(accelerator, [Group(vae.net)], config.vae, folder, "train the VAE")
@@ -82,10 +83,10 @@ def train_vae(accelerator, prior: Prior, corpus: np.ndarray, config: PretrainCon
         rows = batch_rows(seed, step, config.vae.batch, len(corpus), 2)
         start_at = int(torch.randint(0, config.frames - config.vae_frames + 1, (1,), generator=rng))
         clips = np.stack([corpus[r, start_at : start_at + config.vae_frames] for r in rows.tolist()])
-        video = torch.stack([to_model(clip) for clip in clips])
+        video = to_model(clips).to(accelerator.device)
         with accelerator.autocast():
             latents = vae.encode(video)
-            noisy = latents + config.latent_noise * torch.randn(latents.shape, generator=rng)
+            noisy = latents + config.latent_noise * normal(latents, rng)
             decoded = vae.expand(noisy).float()
         error = decoded - video
         loss = error.abs().mean() + 2 * (error**2).mean()
@@ -99,8 +100,8 @@ def encode_corpus(prior: Prior, corpus: np.ndarray, path: Path) -> torch.Tensor:
     if not path.exists():
         parts = []
         for begin in track(range(0, len(corpus), 16), "encode the corpus"):
-            video = torch.stack([to_model(np.array(clip)) for clip in corpus[begin : begin + 16]])
-            parts.append(prior.vae.encode(video))
+            video = to_model(np.array(corpus[begin : begin + 16])).to(prior.vae.basis.device)
+            parts.append(prior.vae.encode(video).cpu())
         with atomic_file(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, torch.cat(parts).numpy())
     return torch.from_numpy(np.load(path))
@@ -112,10 +113,10 @@ def train_vdm(
     """Image-to-video rectified flow without codes."""
     work = Run(accelerator, [Group(prior.vdm)], config.vdm, folder, "train the VDM")
     for step in work:
-        clean = latents[batch_rows(seed, step, config.vdm.batch, len(latents), 3)]
+        clean = latents[batch_rows(seed, step, config.vdm.batch, len(latents), 3)].to(accelerator.device)
         rng = generator(seed, 4, step)
-        noise = torch.randn(clean.shape, generator=rng)
-        time = draw_time(len(clean), config.time_shift, rng)
+        noise = normal(clean, rng)
+        time = draw_time(len(clean), config.time_shift, rng).to(clean.device)
         with accelerator.autocast():
             velocity = prior.vdm(add_noise(clean, noise, time), time, clean[:, :, :1])
         work.update(flow_loss(velocity.float(), clean, noise), {})
@@ -125,10 +126,10 @@ def train_vdm(
 @torch.no_grad()
 def judge(prior: Prior, corpus: np.ndarray, seed: int) -> tuple[dict[str, float], list]:
     """PSNR of the VAE and of samples on held-out clips against copying the first frame, and rows for the picture."""
-    video = torch.stack([to_model(np.array(clip)) for clip in corpus[:HELD_OUT]])
+    video = to_model(np.array(corpus[:HELD_OUT])).to(prior.vae.basis.device)
     latents = torch.cat([prior.vae.encode(part) for part in video.split(16)])
     decoded = torch.cat([prior.vae.decode(part) for part in latents.split(16)])
-    noise = torch.randn(latents.shape, generator=generator(seed, 5))
+    noise = normal(latents, generator(seed, 5))
     first = latents[:, :, :1]
     sampled = torch.cat(
         [
@@ -161,7 +162,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "pretrain_prior", fingerprint({"seed": seed, **asdict(config), "craft": asdict(craft)}, [], [])
     )
     with runtime("pretrain_prior"):
-        prior = Prior(config.model)
+        prior = Prior(config.model).to(accelerator.device)
         corpus = render_corpus(craft, config, folder / "corpus.npy")
         vae_log = train_vae(accelerator, prior, corpus, config, seed, folder / "vae")
         prior.vae.eval().requires_grad_(False)

@@ -51,7 +51,7 @@ def from_image(
     if not image.is_file():
         raise UserError(f"{image} does not exist; give the path of a picture with --image")
     first = resize_frame(read_image(image), store.height, store.width, store.config["fit"])
-    renderer, ar = load_renderer(place.dldm, PRIOR), load_ar(place.ar)
+    renderer, ar = load_renderer(place.dldm, PRIOR).place(device), load_ar(place.ar).to(device)
     guard = guardrail_of(renderer.backend, device)
     guard.instruction(instruction)
     n = config.samples
@@ -96,7 +96,7 @@ def main(
         cases = [video for video in codes.videos("train") if video in wanted][: config.max_cases or 8]
         console.print("no video of split test: rolling out from training videos instead", markup=False)
     with runtime(stage) as rates:
-        renderer, ar = load_renderer(place.dldm, PRIOR), load_ar(place.ar)
+        renderer, ar = load_renderer(place.dldm, PRIOR).place(device), load_ar(place.ar).to(device)
         guard = guardrail_of(renderer.backend, device)
         for video in cases:
             guard.instruction(told[video])

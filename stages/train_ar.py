@@ -110,7 +110,7 @@ def main(
     chosen = {"seed": seed, "ar": asdict(config), "compute": asdict(compute)}
     inputs = [MANIFEST, CLIPS / "index.parquet", CLIPS / "clips.json", place.dldm, place.codes]
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
-    ldm = load_codec(place.dldm)
+    ldm = load_codec(place.dldm).to(accelerator.device)
     shape = code_shape(codes, ldm, place.codes, place.dldm)
 
     def gather(split: str) -> Sequences | None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
+import torch
 import typer
 
 from vw2 import params as parameters
@@ -72,13 +73,14 @@ def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed:
     groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
     listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.vdm, dldm.control)
     groups += [Group(module) for module in listeners if module is not None]
-    carried = Carried(walks, dldm.config.drawn_share, seed)
+    carried = Carried(walks, dldm.config.drawn_share, seed).to(accelerator.device)
     work = Run(accelerator, [*groups, Group(carried)], config.optim, folder, "train the dLDM")
     dldm.train()
     ldm.spread.eval()
     for step in work:
         walked = walks[step]
-        video = recolour(to_model(walked.frames), walked.keys, dldm.config.colours, seed)
+        video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
+        video = recolour(video, walked.keys, dldm.config.colours, seed)
         batch = JointBatch(video, carried.first(walked, video, step))
         with accelerator.autocast():
             loss, logs, end = dldm(batch, vae, generator(seed, 7, step))
@@ -109,7 +111,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
     truth, looks = pl.read_parquet(TRUTH), judge.appearance_of(manifest.read(MANIFEST))
     with runtime("train_dldm"):
-        renderer = begin_joint(dldm_config, WARMUP, PRIOR)
+        renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
         judged = judge.pick_clips(store, "train", 2, seed, sources)

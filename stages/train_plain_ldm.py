@@ -65,7 +65,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("plain_ldm/train_dldm"):
-        ldm = load_ldm(WARMUP)
+        ldm = load_ldm(WARMUP).to(accelerator.device)
         judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(ldm, store, judged)
         rows = store.train_rows(sources)

@@ -11,6 +11,7 @@ Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 import typer
 
 from vw2 import params as parameters
@@ -55,12 +56,13 @@ class WarmupConfig(OptimConfig):
 
 def train(accelerator, ldm: LDM, walks: Walks, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
     """Reconstruction of train clips; also all there is to training the plain LDM."""
-    carried = Carried(walks, ldm.config.drawn_share, seed)
+    carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
     work = Run(accelerator, [Group(ldm), Group(carried)], config, folder, title)
     ldm.train()
     for step in work:
         walked = walks[step]
-        video = recolour(to_model(walked.frames), walked.keys, ldm.config.colours, seed)
+        video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
+        video = recolour(video, walked.keys, ldm.config.colours, seed)
         with accelerator.autocast():
             loss, logs, end = ldm(video, carried.first(walked, video, step))
         carried.keep(walked, end)
@@ -93,7 +95,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     )
     with runtime("warmup_dldm"):
         rows = store.train_rows(sources)
-        ldm = LDM(dldm.ldm)
+        ldm = LDM(dldm.ldm).to(accelerator.device)
         if values["pretrain_ldm"]["use"]:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")

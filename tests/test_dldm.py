@@ -29,7 +29,7 @@ from vw2.models.adapt import AdaptConfig
 from vw2.models.backends import load_prior
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
-from vw2.models.drawing import Strokes
+from vw2.models.drawing import Strokes, warp
 from vw2.models.flow import add_noise, flow_loss, sample
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import load_codec, load_ldm, save_ldm
@@ -317,12 +317,23 @@ def test_bad_start_of_sampling_is_refused(start):
 
 
 def test_what_is_not_drawn_over_stays_and_what_is_erased_goes():
-    erase, paint = torch.zeros(1, 1, 2, 4, 4), torch.zeros(1, 3, 2, 4, 4)
+    flow, erase, paint = (torch.zeros(1, channels, 2, 4, 4) for channels in (2, 1, 3))
     erase[:, :, 1], paint[:, :, 1] = 1, 0.25
     frame = clip(1, frames=1, side=8)
-    video = Strokes(erase, paint).over(frame)
-    assert torch.equal(video[:, :, :1], frame), "at any size, every pixel"
+    video = Strokes(flow, erase, paint).over(frame)
+    torch.testing.assert_close(video[:, :, :1], frame, msg="at any size, every pixel")
     assert torch.equal(video[:, :, 1], torch.full((1, 3, 8, 8), 0.25)), "whatever was there"
+
+
+def test_what_is_moved_takes_its_pixels_along():
+    frame = clip(1, frames=1, side=8)
+    flow = torch.zeros(1, 2, 3, 8, 8)
+    flow[:, 0, 1], flow[:, 1, 2] = 2 / 8, -3 / 8  # from two pixels to the right; from three above
+    video = warp(frame, flow)
+    torch.testing.assert_close(video[:, :, 0], frame[:, :, 0])
+    torch.testing.assert_close(video[:, :, 1, :, :-2], frame[:, :, 0, :, 2:])
+    torch.testing.assert_close(video[:, :, 1, :, -2:], frame[:, :, 0, :, -1:].expand(-1, -1, -1, 2))  # the border
+    torch.testing.assert_close(video[:, :, 2, 3:], frame[:, :, 0, :-3])
 
 
 def test_training_hands_on_what_a_rollout_would_go_on_from():

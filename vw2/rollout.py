@@ -19,6 +19,7 @@ from vw2.guardrail import Guardrail
 from vw2.media.encode import write_video
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.ar import ARTransformer, word_ids
+from vw2.models.layers import device_of
 from vw2.scratch import atomic_file
 from vw2.training.compute import generator
 from vw2.training.sequences import first_features
@@ -62,11 +63,12 @@ def render_batch(
     Yields: the number of rows rendered after each clip (for a progress bar), and last the videos, each
         (clips (T - 1) + 1, H, W, 3) uint8: neighbouring clips share one frame.
     """
-    frame = to_model(np.stack([row.first for row in rows])[:, None])  # (B, 3, 1, H, W)
+    device = device_of(renderer.ldm)
+    frame = to_model(np.stack([row.first for row in rows])[:, None]).to(device)  # (B, 3, 1, H, W)
     parts: list[list[np.ndarray]] = [[row.first[None]] for row in rows]
     for clip in range(max(len(row.codes) for row in rows)):
         active = [i for i, row in enumerate(rows) if clip < len(row.codes)]
-        index = torch.from_numpy(np.stack([rows[i].codes[clip] for i in active]))
+        index = torch.from_numpy(np.stack([rows[i].codes[clip] for i in active])).to(device)
         steps = index.shape[1]
         noise = torch.cat([renderer.noise(frame[:1], steps, generator(seed, 8, *rows[i].key, clip)) for i in active])
         video = renderer.render(frame[active], index, noise)
@@ -79,8 +81,9 @@ def render_batch(
 
 def write_codes(ar: ARTransformer, ldm, firsts: list[np.ndarray], told: list[str], keys, config, seed) -> list:
     """Codes (clips, K, N) that the AR transformer samples for first frames (H, W, 3) uint8 and instructions."""
-    features = torch.cat([first_features(ldm, part) for part in to_model(np.stack(firsts)[:, None]).split(64)])
-    words = torch.tensor([word_ids(text, ar.inputs) for text in told])
+    frames = to_model(np.stack(firsts)[:, None]).to(device_of(ldm))
+    features = torch.cat([first_features(ldm, part) for part in frames.split(64)])
+    words = torch.tensor([word_ids(text, ar.inputs) for text in told], device=features.device)
     return ar.sample(words, features, keys, seed, config.temperature, config.top_p)
 
 

@@ -12,6 +12,7 @@ from vw2.data.codes import CodeStore
 from vw2.evaluation.codes import entropy_bits
 from vw2.evaluation.intervals import bootstrap_ratio
 from vw2.models.ar import ARTransformer
+from vw2.models.layers import device_of
 from vw2.training.sequences import Sequences
 
 Figures = dict[str, dict[str, float | None]]
@@ -29,7 +30,7 @@ def predict_figures(
 
     Args: instructions: (V) to be told instead of the videos' own.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, device_of(model)
     model.eval()
     rows = []
     for i in range(0, len(data), batch):

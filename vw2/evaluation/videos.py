@@ -17,9 +17,11 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
+from vw2.console import UserError
 from vw2.data.clips import source_index
 from vw2.evaluation.quality import Perceptual, align, lpips_distance, video_quality
 from vw2.evaluation.success import final_state, predict, step_targets, steps_reached
+from vw2.media.decode import MediaError, read_frames
 
 N_STEPS = 7  # key steps of a paper task (VideoWorld 2, sec. 5)
 HAND_SIDE = 64  # hand distances are given in pixels of a picture this wide, whatever the clips' size
@@ -162,3 +164,15 @@ def judge_video(
         row |= outcome(predict(found["class"], config.threshold), case.task, classifier.names, config.hold)
         row |= pose_error(found, case) if timed else {}
     return row
+
+
+def read_video(path: Path, like: np.ndarray) -> np.ndarray:
+    """(F, H, W, 3) uint8. Raises: UserError if it is damaged or not of the size of the real video `like`."""
+    try:
+        frames = np.stack([frame for _, frame in read_frames(path)])
+    except MediaError as error:
+        raise UserError(f"{path} {error}; run `dvc repro rollout` again") from error
+    if frames.shape[1:] != like.shape[1:]:
+        sizes = "x".join(map(str, frames.shape[2:0:-1])), "x".join(map(str, like.shape[2:0:-1]))
+        raise UserError(f"{path} is {sizes[0]} but the clips are {sizes[1]}; run `dvc repro rollout` again")
+    return frames

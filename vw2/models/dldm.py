@@ -25,7 +25,17 @@ from vw2.models.backends import BackendConfig
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, Levels, LevelWeight, guided
 from vw2.models.drawing import Drawing
-from vw2.models.flow import FRAME_TIMES, SAMPLERS, FrameTimes, Order, add_noise, flow_loss, motion_weight, noised
+from vw2.models.flow import (
+    FRAME_TIMES,
+    SAMPLERS,
+    FrameTimes,
+    Order,
+    add_noise,
+    flow_loss,
+    motion_weight,
+    noised,
+    normal,
+)
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
@@ -212,12 +222,12 @@ class DLDM(nn.Module):
             codes: (B, K, N, G) of the window.
         """
         config, batch, frames = self.config, len(clean), clean.shape[2]
-        noise = torch.randn(clean.shape, generator=rng)
+        noise, device = normal(clean, rng), clean.device
         levels = NOISE_LEVELS[config.noise_levels]
-        time = FRAME_TIMES[config.frame_times](batch, frames, config.time_shift, rng, levels)
-        jitter = config.first_noise * torch.rand(batch, 1, 1, 1, 1, generator=rng)
-        first = known + jitter * torch.randn(known.shape, generator=rng)
-        untold = torch.rand(batch, generator=rng) < config.code_dropout * self.training
+        time = FRAME_TIMES[config.frame_times](batch, frames, config.time_shift, rng, levels).to(device)
+        jitter = config.first_noise * torch.rand(batch, 1, 1, 1, 1, generator=rng).to(device)
+        first = known + jitter * normal(known, rng)
+        untold = (torch.rand(batch, generator=rng) < config.code_dropout * self.training).to(device)
         velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known, untold)
         weight = motion_weight(clean, config.motion_weight) * noised(time, frames)
         weight = weight * LEVEL_WEIGHTS[config.level_weight](time, frames)
@@ -274,7 +284,7 @@ class DLDM(nn.Module):
         untold = torch.ones(len(first), dtype=torch.bool, device=first.device)
         flow = lambda who: lambda x, t, frames: self.velocity(x, t, first, codes, change[:, :, frames], who)  # noqa: E731
         velocity = guided(flow(None), flow(untold), config.guidance)  # both see first frame and coarse video (release)
-        latents = add_noise(hint, noise, torch.full((len(hint),), config.sampling_start))
+        latents = add_noise(hint, noise, hint.new_full((len(hint),), config.sampling_start))
         schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
         draw, solver = SAMPLERS[config.sampling_order], SOLVERS[config.sampling_solver]
         video = vae.decode(draw(velocity, latents, first, *schedule, self.vdm.layout, solver))

@@ -6,8 +6,9 @@ Legend: B batch, T frames, H W pixels of the first frame, h w pixels that the de
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample, interpolate
 
 
 class Drawing:
@@ -28,21 +29,22 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Strokes(Drawing):
-    """Drawn over the first frame: video = (1 - erase) frame + paint (our choice).
+    """Drawn over the first frame: video = (1 - erase) warp(frame, flow) + paint (our choice).
 
-    What is left alone keeps every pixel of the first frame, at any size of it; and to let something vanish the decoder
-    need not know what it looked like.
+    What is left alone keeps every pixel of the first frame, at any size of it; what is moved takes them along, whatever
+    they look like; and to let something vanish the decoder need not know what it looked like.
     """
 
+    flow: Tensor  # (B, 2, T, h, w), right and down: where a pixel comes from, in sides of the picture; 0 at first
     erase: Tensor  # (B, 1, T, h, w); 0 at first
     paint: Tensor  # (B, 3, T, h, w); 0 at first
 
     def over(self, frame: Tensor) -> Tensor:
         size = tuple(frame.shape[-2:])
-        return (1 - enlarge(self.erase, size)) * frame + enlarge(self.paint, size)
+        return (1 - enlarge(self.erase, size)) * warp(frame, enlarge(self.flow, size)) + enlarge(self.paint, size)
 
     def last(self) -> "Strokes":
-        return Strokes(self.erase[:, :, -1:].detach(), self.paint[:, :, -1:].detach())
+        return Strokes(*(each[:, :, -1:].detach() for each in (self.flow, self.erase, self.paint)))
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,22 @@ def enlarge(video: Tensor, size: tuple[int, int]) -> Tensor:
         return video
     large = interpolate(video.transpose(1, 2).flatten(0, 1), size=size, mode="bilinear", antialias=False)
     return large.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+
+def warp(frame: Tensor, flow: Tensor) -> Tensor:
+    """Every pixel of a video from another place of one frame, bilinear; beyond the border, the border's.
+
+    Args:
+        frame: (B, 3, 1, H, W).
+        flow: (B, 2, T, H, W), right and down, from a pixel to where it comes from, in sides of the picture.
+    Returns: (B, 3, T, H, W).
+    """
+    (height, width), frames = frame.shape[-2:], flow.shape[2]
+    down, right = (
+        (2 * torch.arange(side, device=flow.device, dtype=flow.dtype) + 1) / side - 1 for side in (height, width)
+    )
+    here = torch.stack(torch.broadcast_tensors(right, down[:, None]), dim=-1)  # grid_sample's: sides from -1 to 1
+    source = (here + 2 * flow.permute(0, 2, 3, 4, 1)).flatten(0, 1)
+    copies = frame.expand(-1, -1, frames, -1, -1).transpose(1, 2).flatten(0, 1)
+    moved = grid_sample(copies, source.to(frame.dtype), padding_mode="border", align_corners=False)
+    return moved.unflatten(0, (-1, frames)).transpose(1, 2)

@@ -14,6 +14,11 @@ FrameTimes = Literal["shared", "independent"]  # noise levels of a clip's latent
 Order = Literal["clip", "frames"]  # what sampling makes together, see SAMPLERS
 
 
+def normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape of `like` and on its device; drawn on the CPU, so that all get the same."""
+    return torch.randn(like.shape, generator=rng).to(like.device)
+
+
 def draw_time(batch: int, shift: float, rng: torch.Generator) -> Tensor:
     """(B,) times t = sigmoid(n + shift), n ~ N(0, 1); shift = ln sqrt 24 = 1.59 in the authors' code."""
     return torch.sigmoid(torch.randn(batch, generator=rng) + shift)

@@ -83,6 +83,7 @@ class FrameDecoder(nn.Module):
     """
 
     MAP = 16  # channels of the spatial map
+    FLOW = 0.05  # sides of the picture that a flow of 1 goes: small, so that it grows no faster than the paint
 
     def __init__(self, width: int, blocks: int, history: CodeHistory, pixels: tuple[int, int], stride: int):
         super().__init__()
@@ -94,7 +95,7 @@ class FrameDecoder(nn.Module):
         self.blocks = nn.ModuleList([FrameBlock(width, condition) for _ in range(blocks)])
         self.space = FrameAttention(width)
         self.norm = nn.GroupNorm(GROUPS, width)
-        self.conv_out = zero(nn.Conv2d(width, 4 * PATCH**3, 1))  # red, green, blue, erase
+        self.conv_out = zero(nn.Conv2d(width, 6 * PATCH**3, 1))  # red, green, blue, erase, flow
         self.patch = HaarPatch()
 
     def forward(self, first: Tensor, codes: Tensor) -> Strokes:
@@ -110,4 +111,5 @@ class FrameDecoder(nn.Module):
                 hidden = self.space(hidden)
         strokes = self.patch.inverse(unflatten_frames(self.conv_out(silu(self.norm(hidden))), len(codes)))
         strokes = strokes[:, :, : 1 + self.stride * codes.shape[1]]
-        return Strokes(erase=strokes[:, 3:], paint=strokes[:, :3])
+        paint, erase, flow = strokes.split((3, 1, 2), dim=1)
+        return Strokes(self.FLOW * flow, erase, paint)

@@ -8,6 +8,11 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 GROUPS = 4  # of the group norms
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where the (first) weights of a module are."""
+    return next(module.parameters()).device
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention of queries to a source under a mask, then an MLP; pre-norm, residual."""
 

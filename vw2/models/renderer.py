@@ -27,6 +27,9 @@ class Renderer(Protocol):
     ldm: LDM
     backend: BackendConfig  # whose weights draw, which may ask for a guardrail
 
+    def place(self, device: torch.device) -> "Renderer":
+        """Move it to a device."""
+
     def noise(self, key: Tensor, rng: torch.Generator) -> Tensor:
         """One clip's start noise (1, ...) for a first frame like `key` (1, 3, 1, H, W) and code steps known to both."""
 
@@ -41,10 +44,18 @@ class DLDMRenderer(nn.Module):
         super().__init__()
         self.dldm, self.prior, self.ldm, self.backend = dldm, prior, dldm.ldm, dldm.config.backend
 
+    def place(self, device: torch.device) -> "DLDMRenderer":
+        """Move to a device all but a VDM that `dldm.backend.device_map` has placed."""
+        stays = self.dldm.vdm if self.backend.device_map else None
+        for part in (*self.dldm.children(), self.prior.vae):
+            if part is not stays:
+                part.to(device)
+        return self
+
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         vae, (height, width) = self.prior.vae, first_frame.shape[-2:]
         shape = (1, vae.latent, steps + 1, height // vae.side, width // vae.side)
-        return torch.randn(shape, generator=rng)
+        return torch.randn(shape, generator=rng).to(first_frame.device)
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         return self.dldm.render(self.prior.vae, first_frame, index, noise)
@@ -57,8 +68,11 @@ class LDMRenderer(nn.Module):
         super().__init__()
         self.ldm, self.backend = ldm, BackendConfig()
 
+    def place(self, device: torch.device) -> "LDMRenderer":
+        return self.to(device)
+
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
-        return torch.zeros(1)
+        return torch.zeros(1, device=first_frame.device)
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         video = self.ldm.coarse(first_frame, index)

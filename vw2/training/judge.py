@@ -13,6 +13,7 @@ from vw2.evaluation.health import code_health, motion_share
 from vw2.evaluation.rendering import other_video, render_figures
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.dldm import DLDM
+from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
 from vw2.models.timeline import fill
 from vw2.training.compute import generator
@@ -21,8 +22,9 @@ from vw2.training.compute import generator
 @torch.no_grad()
 def encode_rows(ldm: LDM, store: ClipStore, rows: list[int], batch: int = 32) -> np.ndarray:
     """(clips, K, N) int64 code indices of the chosen clips."""
+    device = device_of(ldm)
     parts = [
-        ldm.encode(to_model(store.batch(rows[i : i + batch]))).numpy()
+        ldm.encode(to_model(store.batch(rows[i : i + batch])).to(device)).cpu().numpy()
         for i in track(range(0, len(rows), batch), "encode clips to codes")
     ]
     return np.concatenate(parts)
@@ -56,7 +58,7 @@ def pick_clips(
 @torch.no_grad()
 def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render", batch: int = 32):
     """Figures of vw2.evaluation.rendering for the chosen clips, and rows for a contact sheet."""
-    real = [store.frames(row) for row in rows]
+    real, device = [store.frames(row) for row in rows], device_of(renderer.ldm)
     videos = store.index[rows]["video"].to_list()
     codes = encode_rows(renderer.ldm, store, rows)
 
@@ -64,8 +66,8 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
         out = []
         for i in track(range(0, len(numbers), batch), "render clips"):
             part = numbers[i : i + batch]
-            first = to_model(np.stack([real[n][:1] for n in part]))
-            index = torch.from_numpy(chosen[i : i + batch])
+            first = to_model(np.stack([real[n][:1] for n in part])).to(device)
+            index = torch.from_numpy(chosen[i : i + batch]).to(device)
             steps = index.shape[1]
             noise = torch.cat([renderer.noise(first[:1], steps, generator(seed, 6, int(n))) for n in part])
             out += list(to_uint8(renderer.render(first, index, noise)))
@@ -74,7 +76,8 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
     figures, own, other = render_figures(draw, real, codes, videos, seed, prefix)
     sheet = []
     for n in np.linspace(0, len(rows) - 1, min(6, len(rows))).astype(int):
-        coarse = renderer.ldm.coarse(to_model(real[n][None, :1]), torch.from_numpy(codes[n : n + 1]))
+        index = torch.from_numpy(codes[n : n + 1]).to(device)
+        coarse = renderer.ldm.coarse(to_model(real[n][None, :1]).to(device), index)
         sheet += [
             (f"{videos[n]} real", real[n]),
             ("coarse", to_uint8(coarse[0])),
@@ -89,7 +92,7 @@ def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int, batch: 
     """coarse.motion_share of the chosen clips: how much the coarse video of their own codes moves."""
     drawn, real = [], [store.frames(row) for row in rows]
     for i in track(range(0, len(rows), batch), "draw coarse videos"):
-        video = to_model(np.stack(real[i : i + batch]))
+        video = to_model(np.stack(real[i : i + batch])).to(device_of(ldm))
         drawn += list(to_uint8(ldm.coarse(video[:, :, :1], ldm.encode(video))))
     videos = store.index[rows]["video"].to_list()
     return {"coarse.motion_share": motion_share(drawn, real, videos, seed).as_dict()}
@@ -103,13 +106,14 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
         denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
         denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it.
     """
-    index = torch.from_numpy(encode_rows(dldm.ldm, store, rows))
+    device = device_of(dldm.ldm)
+    index = torch.from_numpy(encode_rows(dldm.ldm, store, rows)).to(device)
     codes = dldm.ldm.fsq.to_codes(index)
     swapped = torch.from_numpy(other_video(store.index[rows]["video"].to_list()))
     sums = {"own": 0.0, "other_codes": 0.0, "other_tokens": 0.0}
     for i in track(range(0, len(rows), batch), "denoise clips"):
         own = torch.arange(i, min(i + batch, len(rows)))
-        video = to_model(store.batch([rows[n] for n in own]))
+        video = to_model(store.batch([rows[n] for n in own])).to(device)
         drawn = {
             name: dldm.ldm.coarse(video[:, :, :1], index[pick])
             for name, pick in {"own": own, "other": swapped[own]}.items()

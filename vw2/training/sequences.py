@@ -11,6 +11,7 @@ from vw2.data.sampler import mixture
 from vw2.data.shards import ClipStore
 from vw2.media.resize import to_model
 from vw2.models.ar import UNKNOWN, ARBatch, ARInputs, word_ids
+from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
 
 
@@ -49,7 +50,7 @@ class Sequences:
         source = dict(store.index.select("video", "source").iter_rows())
         self.mixture = mixture([source[video] for video in self.videos], store.weights)
         frames = first_frames(store, self.videos)
-        device = next(ldm.parameters()).device
+        device = device_of(ldm)
         parts = [
             first_features(ldm, to_model(frames[i : i + batch]).to(device)).cpu() for i in range(0, len(frames), batch)
         ]
