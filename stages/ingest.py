@@ -106,7 +106,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     values = parameters.load(params)
     seed, workers = values["seed"], worker_count(values.get("runtime") or {})
     config = parameters.build(IngestConfig, values.get("ingest"), "ingest")
-    world = parameters.build(CraftConfig, {**(values.get("craft") or {}), "seed": seed}, "craft")
+    world = parameters.build(CraftConfig, values.get("craft") or {}, "craft", seed=seed)
     splits = parameters.build(guards.SplitsConfig, values.get("splits"), "splits")
     rendered = "craft" in ([part.source for part in mixture.parts(config)] or [config.source])
     used = {"ingest": asdict(config), "seed": seed} | ({"craft": asdict(world)} if rendered else {})

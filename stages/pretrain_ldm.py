@@ -57,7 +57,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     """Pretrain the LDM on purposeless clips (frozen stage; an hour, resumable)."""
     values = parameters.load(params)
     seed = values["seed"]
-    craft = parameters.build(CraftConfig, {**values["craft"], "seed": seed}, "craft")
+    craft = parameters.build(CraftConfig, values["craft"], "craft", seed=seed)
     frames, seen = values["prior"]["frames"], values["prior"]["clips"]
     ldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames).ldm
     config = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")

@@ -153,7 +153,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     """Pretrain the small video prior on purposeless clips (frozen stage; hours, resumable)."""
     values = parameters.load(params)
     seed = values["seed"]
-    craft = parameters.build(CraftConfig, {**values["craft"], "seed": seed}, "craft")
+    craft = parameters.build(CraftConfig, values["craft"], "craft", seed=seed)
     config = parameters.build(PretrainConfig, values["prior"], "prior")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("pretrain_prior", asdict(config))

@@ -25,13 +25,15 @@ from vw2.console import UserError, console, run, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
-from vw2.media.decode import read_frames, read_image
+from vw2.media.decode import MediaError, read_frames, read_image
 from vw2.media.encode import write_preview
 from vw2.media.resize import resize_frame
 from vw2.media.sheet import write_sheet
+from vw2.models.ar import ARTransformer, CodeShape
 from vw2.models.ar_files import load_ar
 from vw2.models.backends import guardrail_of
-from vw2.models.renderer import load_renderer
+from vw2.models.renderer import Renderer, load_renderer
+from vw2.models.timeline import STRIDE
 from vw2.provenance import runtime
 from vw2.rollout import CONTROLS, RolloutConfig, Row, plan, render_all, render_batch, write_codes
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -44,14 +46,27 @@ PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
 
 
+def load_models(place, store: ClipStore, device) -> tuple[Renderer, ARTransformer]:
+    """Renderer and AR transformer. Raises: UserError if they were made for other codes."""
+    renderer, ar = load_renderer(place.dldm, PRIOR).place(device), load_ar(place.ar).to(device)
+    ldm = renderer.ldm.config
+    steps = (store.clip_frames - 1) // (ldm.stride or STRIDE)
+    ar.shape.check(CodeShape(ldm.resolved(), steps, ldm.queries), str(place.ar), str(place.dldm))
+    return renderer, ar
+
+
 def from_image(
     image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int, device
 ) -> None:
     """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
     if not image.is_file():
         raise UserError(f"{image} does not exist; give the path of a picture with --image")
-    first = resize_frame(read_image(image), store.height, store.width, store.config["fit"])
-    renderer, ar = load_renderer(place.dldm, PRIOR).place(device), load_ar(place.ar).to(device)
+    try:
+        picture = read_image(image)
+    except MediaError as error:
+        raise UserError(f"{image} {error}; give another picture with --image") from error
+    first = resize_frame(picture, store.height, store.width, store.config["fit"])
+    renderer, ar = load_models(place, store, device)
     guard = guardrail_of(renderer.backend, device)
     guard.instruction(instruction)
     n = config.samples
@@ -86,17 +101,19 @@ def main(
     stage = f"{place.metrics_prefix}rollout"
     table(stage, asdict(config))
     codes = read_codes(place.codes)
-    inputs = [place.ar, place.dldm, place.codes, MANIFEST, CLIPS / "index.parquet"]
+    inputs = [place.ar, place.dldm, place.codes, PRIOR, MANIFEST, CLIPS / "index.parquet", CLIPS / "clips.json"]
     chosen = {"seed": seed, "rollout": asdict(config), "compute": asdict(compute)}
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
-    wanted = set(store.videos(source=store.sources(values["ar"]["sources"], "ar.sources")))
+    wanted = set(
+        store.videos(source=store.sources(parameters.leaf(values, "ar.sources", tuple[str, ...] | None), "ar.sources"))
+    )
     cases = [video for video in codes.videos("test") if video in wanted][: config.max_cases]
     if not cases:
         cases = [video for video in codes.videos("train") if video in wanted][: config.max_cases or 8]
         console.print("no video of split test: rolling out from training videos instead", markup=False)
     with runtime(stage) as rates:
-        renderer, ar = load_renderer(place.dldm, PRIOR).place(device), load_ar(place.ar).to(device)
+        renderer, ar = load_models(place, store, device)
         guard = guardrail_of(renderer.backend, device)
         for video in cases:
             guard.instruction(told[video])

@@ -50,6 +50,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     store = ClipStore(CLIPS)
     dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(OptimConfig, values["train_plain_ldm"], "train_plain_ldm")
+    chosen_sources = parameters.leaf(values, "train_dldm.sources", tuple[str, ...] | None)
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
     accelerator = start(compute, seed)
@@ -57,11 +58,11 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "seed": seed,
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
-        "sources": values["train_dldm"]["sources"],
+        "sources": chosen_sources,
         "compute": asdict(compute),
     }
     levels, looks = dldm.ldm.resolved(), appearance_of(manifest.read(MANIFEST))
-    sources = store.sources(values["train_dldm"]["sources"], "train_dldm.sources")
+    sources = store.sources(chosen_sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("plain_ldm/train_dldm"):

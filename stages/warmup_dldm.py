@@ -77,13 +77,14 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     store = ClipStore(CLIPS)
     dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(WarmupConfig, values["warmup_dldm"], "warmup_dldm")
+    use = parameters.leaf(values, "pretrain_ldm.use", bool)
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
     chosen = {
-        "use": values["pretrain_ldm"]["use"],
+        "use": use,
         "seed": seed,
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
@@ -96,7 +97,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     with runtime("warmup_dldm"):
         rows = store.train_rows(sources)
         ldm = LDM(dldm.ldm).to(accelerator.device)
-        if values["pretrain_ldm"]["use"]:
+        if use:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         walks = Walks(store, rows, seed, config.batch)

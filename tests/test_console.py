@@ -30,6 +30,9 @@ def main(params: Path = typer.Option("params.yaml", help="parameters"), how: str
             stream.write("x" * 100_000)
     if how == "full_words":
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    if how == "read_only":
+        import errno
+        raise OSError(errno.EROFS, "Read-only file system", "data/dldm")
     if how == "missing":
         open("nowhere/file.mp4")
     if how == "directory":
@@ -69,6 +72,7 @@ def _run(script, *arguments, **more):
         ("full_words", ["disk is full"]),
         ("missing", ["nowhere/file.mp4 does not exist"]),
         ("directory", ["/: is a directory"]),
+        ("read_only", ["data/dldm: read-only file system"]),
     ],
 )
 def test_expected_failures_are_one_sentence(script, how, words):

@@ -26,7 +26,7 @@ from tiny_models import draw, tiny_prior, wake
 from torch import nn
 
 from vw2.interop.keys_dit import Parts, buffers, from_release, to_release
-from vw2.models.control import ControlBranch, ControlConfig, LinearHint, MLPHint
+from vw2.models.control import SEES, ControlBranch, ControlConfig, LinearHint, MLPHint
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.denoiser import (
     SOLVERS,
@@ -344,3 +344,18 @@ def test_second_order_is_better_than_first():
     exact = noise * 80 / math.sqrt(1 + 80**2)
     errors = [(integrate_ab2(flow, noise, steps) - exact).abs().max().item() for steps in (10, 20, 40)]
     assert errors[2] < 0.3 * errors[1] < 0.09 * errors[0], errors
+
+
+# ---------------------------------------------------------------- what it sees of the coarse video
+
+
+def test_what_the_branch_sees():
+    class Pixels:  # a VAE that does nothing
+        encode = staticmethod(lambda video: video)
+
+    coarse = draw(1, 3, 2, 4, 4).clamp(-1, 1)
+    assert torch.equal(SEES["change"](Pixels, coarse, coarse[:, :, :1]), coarse - coarse[:, :, :1])
+    coarse[:, :, 0, 0, 0] = torch.tensor([1.0, -1.0, -1.0])  # red
+    light = SEES["grey"](Pixels, coarse, coarse[:, :, :1])
+    assert torch.equal(light[:, 0], light[:, 1]) and torch.equal(light[:, 0], light[:, 2])
+    torch.testing.assert_close(light[0, :, 0, 0, 0], torch.full((3,), 2 * 0.2989 - 1))

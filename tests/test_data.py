@@ -1,5 +1,6 @@
 """Data: manifest, splits, worker pool, clips that share a frame, shards and sampler."""
 
+import hashlib
 import json
 import pickle
 import sys
@@ -231,3 +232,19 @@ def test_sampler_is_a_function_of_seed_and_step():
     assert sorted(batch_indices(0, 0, 10, 3)[:9]) == sorted([0, 1, 2] * 3)  # a batch larger than an epoch
     with pytest.raises(ValueError, match="expected seed"):
         batch_indices(0, 0, 4, 0)
+
+
+def test_clips_json_tells_other_pixels_apart(store, tmp_path):
+    # stages know their input by the hashes of index.parquet and clips.json
+    (tmp_path / "black").mkdir()
+    videos = []
+    for name, split, task, count in (("a", "train", "x", 40), ("b", "test", "y", 17), ("c", "train", "y", 100)):
+        (tmp_path / f"{name}.black").write_bytes(bytes(count * 48 * 96 * 3))
+        videos.append((name, split, task, tmp_path / f"{name}.black", count))
+    config = {key: value for key, value in store.config.items() if key != "sha256"}
+    write_shards(tmp_path / "black", videos, config, shard_bytes=60 * 48 * 96 * 3)
+    black = ClipStore(tmp_path / "black")
+    assert black.index.equals(store.index)
+    assert not set(black.config["sha256"]) & set(store.config["sha256"])
+    shards = [np.load(file) for file in sorted((tmp_path / "black").glob("frames-*.npy"))]
+    assert black.config["sha256"] == [hashlib.sha256(shard.tobytes()).hexdigest() for shard in shards]

@@ -14,6 +14,7 @@ from vw2.console import UserError
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
 from vw2.evaluation.health import code_health, motion_energy, motion_share, write_health
+from vw2.evaluation.rendering import render_figures
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM
 from vw2.models.ldm import LDM
@@ -249,3 +250,27 @@ def test_contradictions_stop_a_stage_with_a_sentence(workspace):
         warmup_dldm.main(write_params(workspace, {"dldm": {"stride": 4}}))
     with pytest.raises(UserError, match="does not exist; put the file there"):
         train_dldm.main(write_params(workspace, {"dldm": {"reconstruction_loss": "l1_vgg", "vgg_file": "nothing.pth"}}))
+
+
+# ---------------------------------------------------------------- figures that are not numbers, or not there
+
+
+@pytest.mark.parametrize("key", ["codes.entropy_bits", "codes.used_fraction", "coarse.motion_share", "denoise.rise"])
+def test_nan_breaks_a_gate(key):
+    figures = {"codes.entropy_bits": 9.0, "codes.used_fraction": 0.9, "coarse.motion_share": 0.9, "denoise.rise": 0.5}
+    assert not list(broken_gates(figures, GatesConfig(), 1000, Path("a"), Path("b")))
+    assert list(broken_gates(figures | {key: float("nan")}, GatesConfig(), 1000, Path("a"), Path("b")))
+
+
+def test_codes_that_the_vdm_does_not_hear_as_tokens():
+    figures = {"codes.entropy_bits": 9.0, "codes.used_fraction": 0.9, "denoise.rise": 0.5, "denoise.rise_tokens": 1e-6}
+    assert not list(broken_gates(figures, GatesConfig(), 1000, Path("a"), Path("b"))), "asked only where it is set"
+    (sentence,) = broken_gates(figures, GatesConfig(token_margin=0.001), 1000, Path("a"), Path("b"))
+    assert "gates.token_margin" in sentence
+
+
+def test_where_nothing_moves_there_are_no_figures():
+    still = [np.zeros((5, 8, 8, 3), np.uint8)] * 2
+    assert motion_share(still, still, ["a", "b"], 0) is None
+    figures, own, other = render_figures(lambda numbers, codes: still, still, np.zeros((2, 1, 1), int), ["a", "b"], 0)
+    assert figures == {} and own is still and other is still

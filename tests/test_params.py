@@ -143,3 +143,43 @@ def test_load_refuses_what_is_no_params_file(tmp_path, text, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", ["abc", -1, 1.5, True, None])
+def test_the_seed_is_checked_for_all_stages(tmp_path, seed):
+    (tmp_path / "params.yaml").write_text(f"seed: {'null' if seed is None else str(seed).lower()}\n")
+    with pytest.raises(UserError, match="seed: expected an integer from 0 on"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_one_value_of_another_group(tmp_path):
+    (tmp_path / "params.yaml").write_text("other:\n  use: no\n  sources: [a, b]\n")
+    tree = params.load(tmp_path / "params.yaml")
+    assert params.leaf(tree, "other.sources", tuple[str, ...] | None) == ("a", "b")
+    with pytest.raises(UserError, match="other.use: expected true or false, got the string 'no'"):
+        params.leaf(tree, "other.use", bool)  # YAML 1.2 knows no "no"
+    with pytest.raises(UserError, match="other.gone: .* missing"):
+        params.leaf(tree, "other.gone", bool)
+
+
+def test_fields_from_elsewhere_are_not_in_the_group():
+    given = {key: value for key, value in group().items() if key != "width"}
+    assert params.build(Outer, given, "outer", width=16).width == 16
+    with pytest.raises(UserError, match="outer.width: unknown key"):
+        params.build(Outer, group(), "outer", width=16)
+
+
+def test_what_a_class_refuses_is_said_with_the_name_of_its_group():
+    @dataclass(frozen=True)
+    class Part:
+        heads: int
+
+        def __post_init__(self):
+            if self.heads < 0:
+                raise ValueError("heads must be at least 0; raise it")
+            self.__dict__["each"] = 8 // self.heads
+
+    with pytest.raises(UserError, match="^ar.model: heads must"):
+        params.build(Part, {"heads": -1}, "ar.model")
+    with pytest.raises(UserError, match="^ar.model: .*zero"):
+        params.build(Part, {"heads": 0}, "ar.model")

@@ -1,10 +1,13 @@
 """Weights that fit are taken over, others stay; the corpus is the same for any number of workers."""
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import tiny_ldm
+from tiny_models import causal_ldm, tiny_ldm
 
+from vw2.console import UserError
+from vw2.models.begin import check_same_codes
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
 from vw2.training.corpus import corpus
@@ -47,3 +50,20 @@ def test_corpus(tmp_path):
         assert np.array_equal(store.frames(row), render_prior_clip(craft, 5 + row, 9)), "clips from the fifth on"
     again = corpus(craft, 5, 3, 9, tmp_path, workers=1)
     assert np.array_equal(again.frames(2), store.frames(2)) and not (tmp_path / "raw").exists()
+
+
+def test_a_warm_ldm_of_other_codes_is_refused(tmp_path):
+    # every weight would fit
+    for theirs, ours, key in (
+        (tiny_ldm(levels=(8, 5, 5, 5)), tiny_ldm(levels=(5, 8, 5, 5)), "levels"),
+        (tiny_ldm(query_view="features"), tiny_ldm(), "query_view"),
+        (causal_ldm(view="adjacent"), causal_ldm(view="prefix"), "causal.view"),
+    ):
+        check_same_codes(ours.config, ours.config, tmp_path)
+        with pytest.raises(UserError, match=f"dldm.{key} is "):
+            check_same_codes(theirs.config, ours.config, tmp_path)
+
+
+def test_a_checkpoint_on_a_full_disk_says_so():
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb") as stream:  # as Run.save writes it
+        torch.save(torch.zeros(10**6), stream)

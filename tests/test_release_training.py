@@ -14,7 +14,7 @@ RELEASE = {"noise_levels": "release", "level_weight": "release", "motion_weight"
 
 
 def window(batch: int = 2) -> tuple[torch.Tensor, ...]:
-    """clean, known, coarse, codes of a window."""
+    """clean, known, hint, codes of a window."""
     shape = (batch, *SHAPE[1:])
     codes = torch.rand(batch, STEPS, 2, 4, generator=generator(5)) * 2 - 1
     return draw(*shape), draw(batch, LATENT, 1, 4, 4, seed=1), draw(*shape, seed=2), codes
@@ -28,28 +28,28 @@ def start(seed: int = 3) -> tuple[torch.Tensor, ...]:
 @torch.no_grad()
 def test_by_default_all_is_as_before():
     dldm, _ = tiny_dldm()
-    clean, known, coarse, codes = window()
+    clean, known, hint, codes = window()
     rng = generator(7)
     noise = torch.randn(clean.shape, generator=rng)
     time = draw_time(2, 1.59, rng)
     jitter = 0.1 * torch.rand(2, 1, 1, 1, 1, generator=rng)
     first = known + jitter * torch.randn(known.shape, generator=rng)
-    velocity = dldm.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known)
+    velocity = dldm.velocity(add_noise(clean, noise, time), time, first, codes, hint)
     wanted = flow_loss(velocity, clean, noise, motion_weight(clean, 1.0) * noised(time, STEPS + 1))
     for mode in (True, False):
-        found = dldm.train(mode).denoising(clean, known, coarse, codes, generator(7))
+        found = dldm.train(mode).denoising(clean, known, hint, codes, generator(7))
         assert torch.equal(found, wanted), "to the last bit"
 
 
 @torch.no_grad()
 def test_levels_and_loss_of_the_release():
     dldm, _ = tiny_dldm(**RELEASE)
-    clean, known, coarse, codes = window()
+    clean, known, hint, codes = window()
     rng = generator(7)
     noise, time = torch.randn(clean.shape, generator=rng), draw_noise_time(2, NoiseConfig(), rng)
-    velocity = dldm.velocity(add_noise(clean, noise, time), time, known, codes, coarse - known)
+    velocity = dldm.velocity(add_noise(clean, noise, time), time, known, codes, hint)
     wanted = denoising_loss(velocity, clean, noise, time)
-    torch.testing.assert_close(dldm.denoising(clean, known, coarse, codes, generator(7)), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(dldm.denoising(clean, known, hint, codes, generator(7)), wanted, rtol=1e-5, atol=0)
 
 
 def test_loss_weight_in_closed_form():

@@ -22,6 +22,8 @@ T, N = 4 * STEPS + 1, 2
 class Counter:
     """A renderer whose frame i of a clip is one level brighter than frame i - 1; tells what it was asked."""
 
+    ldm = torch.nn.Linear(1, 1)  # says on which device all is
+
     def __init__(self):
         self.asked = []
 
@@ -44,6 +46,14 @@ def make_row(name: str, clips: int, key: tuple[int, ...] = (0,), seed: int = 0, 
 def videos_of(renderer, rows: list[Row], seed: int = 0) -> list[np.ndarray]:
     *_, videos = render_batch(renderer, rows, seed)
     return videos
+
+
+@pytest.mark.parametrize(
+    "change", [{"samples": 0}, {"batch": 0}, {"max_cases": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match=f"rollout.{next(iter(change))}"):
+        replace(CONFIG, **change)
 
 
 # ---------------------------------------------------------------- chaining

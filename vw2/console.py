@@ -55,6 +55,8 @@ def _sentence(error: BaseException) -> str | None:
         return f"no permission to open {error.filename}; change its permissions or choose another path"
     if isinstance(error, IsADirectoryError | NotADirectoryError) and error.filename is not None:
         return f"{error.filename}: {error.strerror.lower() if error.strerror else 'wrong kind of path'}; check the path"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}; check the path and the disk"
     return None
 
 

@@ -51,7 +51,24 @@ def load(path: Path = Path("params.yaml")) -> dict[str, Any]:
         raise UserError(
             f"expected {path} to hold a mapping of groups, got {_seen(tree)}; see the committed params.yaml"
         )
+    seed = tree.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:  # the one key of all stages
+        raise UserError(f"seed: expected an integer from 0 on, got {_seen(seed)}; change seed in {path}")
     return Groups(tree)
+
+
+def leaf(tree: dict[str, Any], key: str, kind: Any) -> Any:
+    """One value of another stage's group, checked like a field of a dataclass.
+
+    Args:
+        key: dotted, say pretrain_ldm.use; kind: its type.
+    Raises: UserError naming the key if it is missing or ill-typed.
+    """
+    group, name = key.split(".")
+    found = tree[group]
+    if not isinstance(found, dict) or name not in found:
+        raise UserError(f"{key}: expected {_wanted(kind)}, but the key is missing; add it to params.yaml")
+    return _convert(kind, found[name], key)
 
 
 def _where(error: YAMLError) -> str:
@@ -61,7 +78,7 @@ def _where(error: YAMLError) -> str:
     return f"{problem} (line {mark.line + 1})" if mark is not None else problem
 
 
-def build(cls: type[Config], group: Any, name: str) -> Config:
+def build(cls: type[Config], group: Any, name: str, **given: Any) -> Config:
     """Make the dataclass `cls` from one group of params.yaml.
 
     Every field must be given, also one with a default: a default that params.yaml does not show is a setting that
@@ -72,15 +89,16 @@ def build(cls: type[Config], group: Any, name: str) -> Config:
             list, dict[str, X] and nested dataclasses. A YAML list becomes a tuple for a tuple field.
         group: what params.yaml holds under `name`.
         name: dotted name of the group, for messages.
-    Raises: UserError naming the key if one is unknown, missing or ill-typed; the sentence of a ValueError raised by
-        `__post_init__` as it is.
+        given: fields that come from elsewhere (the seed) and that the group must not hold.
+    Raises: UserError naming the key if one is unknown, missing or ill-typed; with the sentence of a ValueError raised
+        by `__post_init__`, behind the name of the group where it does not say it.
     """
     if not isinstance(group, dict):
         raise UserError(
             f"{name}: expected a group of keys, got {_seen(group)}; see {name} in the committed params.yaml"
         )
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    names = [field.name for field in dataclasses.fields(cls) if field.init and field.name not in given]
     for key in group:
         if key not in names:
             close = difflib.get_close_matches(str(key), names, n=1)
@@ -93,9 +111,10 @@ def build(cls: type[Config], group: Any, name: str) -> Config:
             )
     values = {key: _convert(hints[key], group[key], f"{name}.{key}") for key in names}
     try:
-        return cls(**values)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        return cls(**values, **given)
+    except (ValueError, ArithmeticError) as error:
+        said = str(error)
+        raise UserError(said if name in said else f"{name}: {said}") from error
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:

@@ -37,6 +37,16 @@ class RolloutConfig:
     batch: int  # videos rendered together
     max_cases: int | None  # most test cases; null = all
 
+    def __post_init__(self):
+        for key in ("samples", "batch", "max_cases"):
+            if (found := getattr(self, key)) is not None and found < 1:
+                raise ValueError(f"rollout.{key} must be at least 1, got {found}; raise it")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"rollout.temperature must be at least 0 and rollout.top_p lie in (0, 1], got {self.temperature} and "
+                f"{self.top_p}; change them"
+            )
+
 
 @dataclass(frozen=True)
 class Row:

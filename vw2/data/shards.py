@@ -2,7 +2,8 @@
 
 frames-00000.npy   (S, H, W, 3) uint8; a video's frames lie once, in order, its tail padded by repeating the last frame
 index.parquet      INDEX: clip i of a video is frames [offset, offset + T) of its shard, the first `valid` of them real
-clips.json         T and the other clip parameters, and the weights of the sources (vw2/data/sampler.py)
+clips.json         T and the other clip parameters, the weights of the sources (vw2/data/sampler.py), and the SHA-256 of
+                   the pixels of each shard: index and clips.json together stand for all that is in the folder
 
 Neighbouring clips share one frame: the last of one is the first of the next. A video too long for one shard continues
 in the next at a clip border (the shared frame is stored in both).
@@ -10,6 +11,7 @@ in the next at a clip border (the shared frame is stored in both).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -102,29 +104,32 @@ def write_shards(
     sources, segments = sources or {}, segments or {}
     facts = {video: (split, task, file, frames) for video, split, task, file, frames in videos}
     plan = plan_shards({video: row[3] for video, row in facts.items()}, clip_frames, shard_bytes // size)
-    rows = []
+    rows, sums = [], []
     for number, runs in enumerate(plan):
-        total = sum(run.clips * step + 1 for run in runs)
+        total, digest = sum(run.clips * step + 1 for run in runs), hashlib.sha256()
         with (folder / f"frames-{number:05d}.npy").open("wb") as out:
             header = {"descr": "|u1", "fortran_order": False, "shape": (total, *shape)}
             np.lib.format.write_array_header_1_0(out, header)
             for run in runs:
                 split, task, file, frames = facts[run.video]
                 source, (segment, begin) = sources.get(run.video, UNKNOWN), segments.get(run.video, (0, 0))
-                _copy_run(out, file, begin + run.first * step, run.clips * step + 1, begin + frames, size)
+                frame = begin + run.first * step
+                _copy_run(out, digest, file, frame, run.clips * step + 1, begin + frames, size)
                 for clip in range(run.clips):
                     valid = min(clip_frames, frames - (run.first + clip) * step)
                     offset = run.offset + clip * step
                     start = begin + (run.first + clip) * step
                     place = (number, offset, valid, segment, start)
                     rows.append((run.video, source, run.first + clip, split, task, *place))
+        sums.append(digest.hexdigest())
     index = pl.DataFrame(rows, schema=INDEX, orient="row")
     index.write_parquet(folder / "index.parquet")
-    (folder / "clips.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    record = {**config, "sha256": sums}
+    (folder / "clips.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return index
 
 
-def _copy_run(out: Any, file: Path, start: int, count: int, frames: int, size: int) -> None:
+def _copy_run(out: Any, digest: Any, file: Path, start: int, count: int, frames: int, size: int) -> None:
     """Append frames [start, start + count) of a raw file, repeating frame `frames` - 1 from there on."""
     with file.open("rb") as stream:
         stream.seek(start * size)
@@ -135,6 +140,7 @@ def _copy_run(out: Any, file: Path, start: int, count: int, frames: int, size: i
                 if len(last) != size:
                     raise ValueError(f"{file} holds fewer than its {frames} frames of {size} bytes")
             out.write(last)
+            digest.update(last)
 
 
 class ClipStore:

@@ -57,12 +57,15 @@ def motion_energy(drawn: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     return float(change(drawn)), float(change(real))
 
 
-def motion_share(drawn: list[np.ndarray], real: list[np.ndarray], videos: list[str], seed: int) -> Estimate:
+def motion_share(drawn: list[np.ndarray], real: list[np.ndarray], videos: list[str], seed: int) -> Estimate | None:
     """Motion energy of drawn clips as a share of the real ones', by video: 0 = a still picture, 1 = as much motion.
 
     Args: drawn, real: clips (T, H, W, 3) uint8; videos: the video of each clip.
+    Returns: None if nothing moves in the real clips.
     """
     pairs = [motion_energy(*align(a, b, given=0)) for a, b in zip(drawn, real, strict=True)]
+    if not any(moved for _, moved in pairs):
+        return None
     return bootstrap_ratio(*zip(*pairs, strict=True), videos, seed)
 
 

@@ -48,11 +48,14 @@ def render_figures(
         draw: (clip numbers, codes (B, K, N)) -> rendered clips; draws on the clips' own first frames.
         real: clips (T, H, W, 3) uint8.
         codes: (clips, K, N) int64, the clips' own.
-    Returns: figures as {"value", "low", "high", "n"}, the rendered clips, the clips rendered with others' codes.
+    Returns: figures as {"value", "low", "high", "n"}, none if nothing moves in the real clips; the rendered clips; the
+        clips rendered with others' codes.
     """
     numbers = np.arange(len(real))
     own = draw(numbers, codes)
     other = draw(numbers, codes[other_video(videos)])
+    if not any(moving_error(clip, clip)[1] for clip in real):
+        return {}, own, other
     copies = [np.repeat(clip[:1], len(clip), 0) for clip in real]
     figures = {
         f"{prefix}.psnr": pooled_psnr(own, real, videos, seed).as_dict(),

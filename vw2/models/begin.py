@@ -6,8 +6,28 @@ from vw2.console import UserError
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
 from vw2.models.dldm import DLDM, DLDMConfig
+from vw2.models.ldm import LDMConfig
+from vw2.models.ldm_files import read_ldm_config
 from vw2.models.pretrained import load_whole, take_over
 from vw2.models.renderer import DLDMRenderer
+
+
+def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
+    """Refuse a warm LDM whose weights fit but whose codes mean something else. Raises: UserError naming the key."""
+    facts = lambda config: {  # noqa: E731
+        "parts": config.parts,
+        "levels": list(config.resolved()),
+        "queries": config.queries,
+        "query_view": config.query_view if config.parts == "frames" else None,
+        "causal.view": config.causal.view if config.parts == "causal" else None,
+    }
+    theirs, ours = facts(warm), facts(wanted)
+    for key, value in ours.items():
+        if theirs[key] != value:
+            raise UserError(
+                f"dldm.{key} is {value} but the LDM in {folder} was made with {theirs[key]}; put the key back, "
+                "or make the weights anew (dvc repro warmup_dldm)"
+            )
 
 
 def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRenderer:
@@ -21,6 +41,7 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRende
     prior = load_backend(config.backend, prior_folder)
     start_vdm(prior, config.vdm)
     dldm = DLDM(config, prior)
+    check_same_codes(read_ldm_config(warm), config, warm)
     if left := take_over(dldm.ldm, warm / "ldm.safetensors"):
         raise UserError(
             f"{len(left)} weights of the LDM that the group dldm asks for are not in {warm}, {left[0]} among them; "

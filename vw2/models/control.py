@@ -31,6 +31,7 @@ class ControlConfig:
     blocks: int = 1  # copied blocks (the release: 3 of 28); 0 switches the branch off
     weight: float = 1.0  # factor on the residuals (the release: 0.5)
     hint: Literal["linear", "mlp"] = "linear"  # how the coarse video enters (the release: mlp)
+    sees: Literal["change", "grey"] = "change"  # of the coarse video, see SEES
     own_time: bool = False  # its own copy of the time embedding (the release: true)
     weights: str | None = None  # safetensors file to begin the joint stage with; None = copies of the VDM's blocks
 
@@ -39,6 +40,23 @@ class ControlConfig:
             raise ValueError(
                 f"dldm.control.weights is {self.weights} but dldm.control.blocks is 0, no branch; set one of them"
             )
+
+
+def change(vae, coarse: Tensor, known: Tensor) -> Tensor:
+    """Latents of the coarse video minus those of the first frame (our choice)."""
+    return vae.encode(coarse) - known
+
+
+def grey(vae, coarse: Tensor, known: Tensor) -> Tensor:
+    """Latents of the coarse video in grey (release)."""
+    red, green, blue = (coarse / 2 + 0.5).unbind(1)
+    light = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return vae.encode((2 * light - 1)[:, None].expand_as(coarse))
+
+
+# What the branch sees: (VAE, coarse video (B, 3, T, H, W) in [-1, 1], latents of its first frame (B, C, 1, h, w)) ->
+# hint (B, C, L, h, w).
+SEES = {"change": change, "grey": grey}
 
 
 def patches(latents: Tensor, side: int) -> Tensor:

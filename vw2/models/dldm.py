@@ -22,7 +22,7 @@ from vw2.console import UserError
 from vw2.models.adapt import AdaptConfig, adapt_vdm
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
-from vw2.models.control import ControlBranch, ControlConfig
+from vw2.models.control import SEES, ControlBranch, ControlConfig
 from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, Levels, LevelWeight, guided
 from vw2.models.drawing import Drawing
 from vw2.models.flow import (
@@ -167,7 +167,7 @@ class DLDM(nn.Module):
         self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
         adapt_vdm(self.vdm, config.vdm)
         self.ldm.decoder.requires_grad_(config.reconstruction != "off")
-        self.reach = REACH[config.reconstruction]
+        self.reach, self.sees = REACH[config.reconstruction], SEES[config.control.sees]
         self.stride = config.stride or STRIDE
 
     def own_projection(self, context: int) -> Projection | None:
@@ -189,7 +189,7 @@ class DLDM(nn.Module):
 
         Args:
             codes: (B, K, N, G).
-            hint: (B, C, L, h, w) the latents of the coarse video minus those of the first frame.
+            hint: (B, C, L, h, w) what the control branch sees of the coarse video (vw2.models.control.SEES).
             untold: (B,) bool, clips whose codes VDM and control branch are not told; None: all are told.
         """
         tokens, branch = self.tokens(codes, untold), self.control
@@ -212,13 +212,13 @@ class DLDM(nn.Module):
         """What the coarse decoder draws for first frame and codes, with the gradients that `reconstruction` allows."""
         return self.ldm.decoder(*self.reach(self.ldm.features(frame), codes))
 
-    def denoising(self, clean: Tensor, known: Tensor, coarse: Tensor, codes: Tensor, rng: torch.Generator) -> Tensor:
+    def denoising(self, clean: Tensor, known: Tensor, hint: Tensor, codes: Tensor, rng: torch.Generator) -> Tensor:
         """Denoising loss of one window, at noise levels and with noise drawn from `rng`.
 
         Args:
             clean: (B, C, L, h, w) latents of the real video.
             known: (B, C, 1, h, w) latents of the given first frame.
-            coarse: (B, C, L, h, w) latents of the coarse video.
+            hint: (B, C, L, h, w) of the coarse video, see `velocity`.
             codes: (B, K, N, G) of the window.
         """
         config, batch, frames = self.config, len(clean), clean.shape[2]
@@ -228,7 +228,7 @@ class DLDM(nn.Module):
         jitter = config.first_noise * torch.rand(batch, 1, 1, 1, 1, generator=rng).to(device)
         first = known + jitter * normal(known, rng)
         untold = (torch.rand(batch, generator=rng) < config.code_dropout * self.training).to(device)
-        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, coarse - known, untold)
+        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, hint, untold)
         weight = motion_weight(clean, config.motion_weight) * noised(time, frames)
         weight = weight * LEVEL_WEIGHTS[config.level_weight](time, frames)
         return flow_loss(velocity.float(), clean, noise, weight)
@@ -248,9 +248,10 @@ class DLDM(nn.Module):
         window = pick(self.windows(codes.shape[1]), rng)
         with torch.no_grad():
             clean = vae.encode(fill(batch.video[:, :, window.frames]))
-            coarse = vae.encode(fill(drawing.over(batch.first)[:, :, window.frames]))
+            coarse = fill(drawing.over(batch.first)[:, :, window.frames].clamp(-1, 1))
             known = vae.encode(batch.first) if window.begin == 0 else clean[:, :, :1]
-        denoise = self.denoising(clean, known, coarse, codes[:, window.steps], rng)
+            hint = self.sees(vae, coarse, known)
+        denoise = self.denoising(clean, known, hint, codes[:, window.steps], rng)
         loss = self.config.denoising_weight * denoise + self.config.reconstruction_weight * recon
         used = torch.unique(index).numel()
         logs = {"train/denoise": denoise.detach(), "train/recon": recon.detach(), "codes/used": used}
@@ -279,12 +280,12 @@ class DLDM(nn.Module):
 
     def render_window(self, vae, frame: Tensor, codes: Tensor, coarse: Tensor, noise: Tensor) -> Tensor:
         """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`."""
-        first, hint = vae.encode(frame), vae.encode(fill(coarse))
-        change, config = hint - first, self.config
+        first, start, config = vae.encode(frame), vae.encode(fill(coarse)), self.config
+        hint = self.sees(vae, fill(coarse), first)
         untold = torch.ones(len(first), dtype=torch.bool, device=first.device)
-        flow = lambda who: lambda x, t, frames: self.velocity(x, t, first, codes, change[:, :, frames], who)  # noqa: E731
+        flow = lambda who: lambda x, t, frames: self.velocity(x, t, first, codes, hint[:, :, frames], who)  # noqa: E731
         velocity = guided(flow(None), flow(untold), config.guidance)  # both see first frame and coarse video (release)
-        latents = add_noise(hint, noise, hint.new_full((len(hint),), config.sampling_start))
+        latents = add_noise(start, noise, start.new_full((len(start),), config.sampling_start))
         schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
         draw, solver = SAMPLERS[config.sampling_order], SOLVERS[config.sampling_solver]
         video = vae.decode(draw(velocity, latents, first, *schedule, self.vdm.layout, solver))

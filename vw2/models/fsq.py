@@ -28,8 +28,9 @@ def resolve_levels(codebook: int, levels: tuple[int, ...] | None) -> tuple[int, 
             f"dldm.levels {','.join(map(str, levels))} multiply to {prod(levels)} but dldm.codebook is {codebook}; "
             "leave dldm.levels null to derive it"
         )
-    if min(levels) < 3:
-        raise ValueError(f"dldm.levels must be at least 3 (a digit of 2 is dead under the bound), got {min(levels)}")
+    least = min(levels, default=0)
+    if least < 3:
+        raise ValueError(f"dldm.levels must be at least 3 (a digit of 2 is dead under the bound), got {least}")
     return tuple(levels)
 
 

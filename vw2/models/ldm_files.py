@@ -22,9 +22,14 @@ def save_ldm(ldm: LDM, folder: Path, dtype: torch.dtype = torch.float32) -> None
     (folder / "config.json").write_text(json.dumps(asdict(ldm.config), indent=2, sort_keys=True) + "\n")
 
 
+def read_ldm_config(folder: Path) -> LDMConfig:
+    """What `save_ldm` wrote beside the weights."""
+    return settings(read_json(folder / "config.json"), LDMConfig(), "ldm")
+
+
 def load_ldm(folder: Path) -> LDM:
     """An LDM as saved by `save_ldm`, in eval mode."""
-    ldm = LDM(settings(read_json(folder / "config.json"), LDMConfig(), "ldm"))
+    ldm = LDM(read_ldm_config(folder))
     ldm.load_state_dict(load_file(folder / "ldm.safetensors"))
     return ldm.eval()
 

@@ -19,6 +19,7 @@ class GatesConfig:
     used_share: float = 0.1  # least share of the codebook in use
     motion_share: float = 0.25  # least motion energy of the coarse video, as a share of the real one's
     denoise_margin: float = 0.0  # what the denoising loss must rise by, as a share, if clips get others' codes
+    token_margin: float | None = None  # the same with the coarse video left alone: what the tokens say; None = open
     margin_db: float = 0.5  # least PSNR advantage of a clip's own codes over another video's, moving pixels
     enabled: bool = True
 
@@ -41,34 +42,34 @@ def check_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sh
 def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sheet: Path) -> Iterator[str]:
     """A sentence for every broken gate."""
     bits = log2(codebook)
-    if (found := figures["codes.entropy_bits"]) < (need := gates.entropy_share * bits):
+    if not (found := figures["codes.entropy_bits"]) >= (need := gates.entropy_share * bits):  # nan is broken too
         yield (
             f"the codes died: {found:.2f} bits of entropy, at least {need:.2f} expected (gates.entropy_share); "
             f"see {plot}, train longer or lower the learning rate of the encoder"
         )
-    if (found := figures["codes.used_fraction"]) < gates.used_share:
+    if not (found := figures["codes.used_fraction"]) >= gates.used_share:
         yield (
             f"the codes died: {found:.1%} of the codebook in use, at least {gates.used_share:.0%} expected "
             f"(gates.used_share); see {plot}, lower dldm.codebook or train longer"
         )
-    if (found := figures.get("codes.dead_digits", 0)) > gates.dead_digits:
+    if not (found := figures.get("codes.dead_digits", 0)) <= gates.dead_digits:
         yield (
             f"the codes died: digits with a single level in use: {found}, at most {gates.dead_digits} expected "
             f"(gates.dead_digits); see {plot}, lower dldm.codebook or train longer"
         )
     k, found = _least(figures, "codes.step_entropy_bits.k")
-    if found < (need := gates.step_entropy_share * bits):
+    if not found >= (need := gates.step_entropy_share * bits):
         yield (
             f"the codes of step {k} died: {found:.2f} bits of entropy, at least {need:.2f} expected "
             f"(gates.step_entropy_share); see {plot}, train longer or lower the learning rate of the encoder"
         )
     g, found = _least(figures, "codes.digit_entropy_share.g")
-    if found < gates.digit_entropy_share:
+    if not found >= gates.digit_entropy_share:
         yield (
             f"digit {g} of the codes died: {found:.1%} of its entropy in use, at least {gates.digit_entropy_share:.0%} "
             f"expected (gates.digit_entropy_share); see {plot}, train longer or lower dldm.codebook"
         )
-    if (found := _value(figures, "coarse.motion_share", 1.0)) < gates.motion_share:
+    if not (found := _value(figures, "coarse.motion_share", 1.0)) >= gates.motion_share:
         yield (
             f"the coarse decoder stands still: {found:.1%} of the real motion, at least {gates.motion_share:.0%} "
             f"expected (gates.motion_share); see {sheet}, train longer or raise dldm.pixel_motion_weight"
@@ -79,9 +80,16 @@ def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, s
             f"more than {gates.denoise_margin:.2%} expected (gates.denoise_margin); see {plot} and {sheet}, train "
             "longer or raise train_dldm.listen_steps"
         )
+    told = figures.get("denoise.rise_tokens")
+    if None not in (told, gates.token_margin) and not told > gates.token_margin:
+        yield (
+            f"the VDM ignores the codes: other codes beside the same coarse video raise its loss by {told:.2%}, more "
+            f"than {gates.token_margin:.2%} expected (gates.token_margin); see {sheet}, train longer or raise "
+            "train_dldm.listen_steps"
+        )
     if "render.psnr" in figures:
         margin = _value(figures, "render.psnr") - _value(figures, "render.psnr_other_codes")
-        if margin < gates.margin_db:
+        if not margin >= gates.margin_db:
             yield (
                 f"the codes are not listened to: a clip's own codes render it only {margin:.2f} dB better than another "
                 f"video's, at least {gates.margin_db:g} expected (gates.margin_db); see {sheet}, train longer"

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from vw2.console import track
+from vw2.console import say, track
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import code_report, digit_features, linear_probe
 from vw2.evaluation.health import code_health, motion_share
@@ -45,13 +45,16 @@ def code_figures(codes: np.ndarray, levels: tuple[int, ...]) -> dict[str, float]
 def pick_clips(
     store: ClipStore, split: str, per_video: int, seed: int, sources: Sequence[str] | None = None
 ) -> list[int]:
-    """Rows of `per_video` whole clips of every video of a split (of some sources), drawn by (seed, video number)."""
+    """Rows of `per_video` whole clips of every video of a split (of some sources), drawn by (seed, video number).
+
+    Of a video that is too short for a whole clip, the first one, with its padded tail.
+    """
     rows = []
     for number, video in enumerate(store.videos(split=split, **({"source": sources} if sources else {}))):
-        whole = [r for r in store.select(split=split, video=video) if store.index["valid"][r] == store.clip_frames]
-        if whole:
-            rng = np.random.default_rng([seed, number])
-            rows += sorted(rng.choice(whole, min(per_video, len(whole)), replace=False).tolist())
+        clips = store.select(split=split, video=video)
+        whole = [r for r in clips if store.index["valid"][r] == store.clip_frames] or clips[:1]
+        rng = np.random.default_rng([seed, number])
+        rows += sorted(rng.choice(whole, min(per_video, len(whole)), replace=False).tolist())
     return rows
 
 
@@ -74,6 +77,8 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
         return out
 
     figures, own, other = render_figures(draw, real, codes, videos, seed, prefix)
+    if not figures:
+        say(f"no {prefix}.* figures: nothing moves in the {len(rows)} clips that are judged")
     sheet = []
     for n in np.linspace(0, len(rows) - 1, min(6, len(rows))).astype(int):
         index = torch.from_numpy(codes[n : n + 1]).to(device)
@@ -89,13 +94,17 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
 
 @torch.no_grad()
 def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int, batch: int = 32) -> dict[str, dict]:
-    """coarse.motion_share of the chosen clips: how much the coarse video of their own codes moves."""
+    """coarse.motion_share of the chosen clips: how much the coarse video of their own codes moves.
+
+    Nothing where the clips themselves stand still.
+    """
     drawn, real = [], [store.frames(row) for row in rows]
     for i in track(range(0, len(rows), batch), "draw coarse videos"):
         video = to_model(np.stack(real[i : i + batch])).to(device_of(ldm))
         drawn += list(to_uint8(ldm.coarse(video[:, :, :1], ldm.encode(video))))
     videos = store.index[rows]["video"].to_list()
-    return {"coarse.motion_share": motion_share(drawn, real, videos, seed).as_dict()}
+    share = motion_share(drawn, real, videos, seed)
+    return {} if share is None else {"coarse.motion_share": share.as_dict()}
 
 
 @torch.no_grad()
@@ -120,14 +129,15 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
         }
         for part in dldm.windows(index.shape[1]):
             clean = vae.encode(fill(video[:, :, part.frames]))
-            coarse = {name: vae.encode(fill(clip[:, :, part.frames])) for name, clip in drawn.items()}
+            first = clean[:, :, :1]
+            hints = {name: dldm.sees(vae, fill(clip[:, :, part.frames]), first) for name, clip in drawn.items()}
             for name, hint, pick in (
                 ("own", "own", own),
                 ("other_codes", "other", swapped[own]),
                 ("other_tokens", "own", swapped[own]),
             ):
                 rng = generator(seed, 9, i, part.number)
-                loss = dldm.denoising(clean, clean[:, :, :1], coarse[hint], codes[pick][:, part.steps], rng)
+                loss = dldm.denoising(clean, first, hints[hint], codes[pick][:, part.steps], rng)
                 sums[name] += float(loss) * len(own) * (part.end - part.begin)
     count = len(rows) * index.shape[1]
     figures = {f"denoise.{name}": total / count for name, total in sums.items()}

@@ -35,8 +35,14 @@ class OptimConfig:
     save_every: int = 200  # steps between checkpoints
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be at least 1, got {self.steps} and {self.batch}; raise them")
+        for key in ("steps", "batch", "save_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}; raise it")
+        if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0):
+            got = f"{self.lr}, {self.clip} and {self.weight_decay}"
+            raise ValueError(f"lr and clip must be above 0 and weight_decay at least 0, got {got}; change them")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}; change them")
         if self.muon is not None and self.muon <= 0:
             raise ValueError(f"muon must be a learning rate above 0 or null, got {self.muon}; change it")
         if not 0 <= self.warmup < max(self.steps, 1):
@@ -157,7 +163,8 @@ class Run:
             "history": self.history,
         }
         with atomic_file(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+            with temporary.open("wb") as stream:  # torch's own writer hides that the disk is full
+                torch.save(state, stream)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
