@@ -15,6 +15,7 @@ def rows(*triples) -> pl.DataFrame:
     """(id, split, environment, hash) rows of a manifest, as far as the guards look at them."""
     schema = {"id": pl.String, "split": pl.String, "environment": pl.String, "hash": pl.String}
     nothing = {"start": pl.lit(None, pl.Float64), "stop": pl.lit(None, pl.Float64), "source": pl.lit("folder")}
+    nothing["fps"] = pl.lit(30.0)
     return pl.DataFrame(triples, schema=schema, orient="row").with_columns(**nothing)
 
 
@@ -32,6 +33,20 @@ def test_parts_of_one_file_are_different_videos():
     frame = rows(("a", "train", "unknown", "1"), ("c", "test", "unknown", "1"))
     frame = frame.with_columns(start=pl.Series([0.0, 2.0]), stop=pl.Series([2.0, 4.0]))
     guards.check_splits(frame, STRICT)
+
+
+@pytest.mark.parametrize("starts, stops", [([None, 1.0], [None, 2.0]), ([1.0, 0.0], [3.0, 1.1]), ([0.0, 0.5], [9, 1])])
+def test_parts_that_overlap_are_refused(starts, stops):
+    frame = rows(("a", "train", "unknown", "1"), ("c", "probe", "unknown", "1"), ("b", "train", "unknown", "2"))
+    frame = frame.with_columns(start=pl.Series([*starts, 0.0]), stop=pl.Series([*map(float_or_none, stops), 99.0]))
+    with pytest.raises(UserError, match="same video is in both train and test: a = c;"):
+        guards.check_splits(frame, STRICT)
+    frame = frame.with_columns(start=pl.Series([0.0, 1.99, 0.0]), stop=pl.Series([2.0, 3.0, 99.0]))
+    guards.check_splits(frame, STRICT)  # less than half a frame
+
+
+def float_or_none(value):
+    return None if value is None else float(value)
 
 
 def test_a_shared_environment_is_refused_unless_allowed_or_unknown():
@@ -76,8 +91,12 @@ def test_clips_of_train_and_test_that_look_the_same_are_refused(tmp_path):
         videos.append((name, split, "task", tmp_path / f"{name}.u8", 40))
     (tmp_path / "clips").mkdir()
     write_shards(tmp_path / "clips", videos, {"frames": 9, "height": 64, "width": 64, "fps": 16.0})
+    store = ClipStore(tmp_path / "clips")
+    for name in "abc":  # over the borders of clips
+        picks = np.linspace(0, 39, guards.SAMPLES).round().astype(int)
+        assert np.array_equal(store.spread(name, guards.SAMPLES), store.video(name)[picks])
     with pytest.raises(UserError, match="look the same: a ~ c;"):
-        guards.check_duplicates(ClipStore(tmp_path / "clips"))
+        guards.check_duplicates(store)
 
 
 def test_a_signature_does_not_depend_on_length_or_size():

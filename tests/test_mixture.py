@@ -35,9 +35,9 @@ def config(*entries, **group) -> IngestConfig:
 
 def test_an_entry_inherits_from_the_group_what_it_does_not_say():
     room = {"source": "folder", "path": "a", "weight": 3, "licence": "CC0"}
-    one, two = sources.parts(config(room, {"source": "craft", "weight": 1, "name": "world"}, licence="x", min_frames=9))
+    one, two = sources.parts(config(room, {"source": "craft", "weight": 1}, licence="x", min_frames=9))
     assert (one.name, one.path, one.weight, one.licence, one.min_frames) == ("folder", "a", 3.0, "CC0", 9)
-    assert (two.name, two.path, two.source, two.licence) == ("world", None, "craft", "x")
+    assert (two.name, two.path, two.source, two.licence) == ("craft", None, "craft", "x")
     assert sources.parts(IngestConfig()) == ()
 
 
@@ -61,7 +61,9 @@ def test_an_entry_inherits_from_the_group_what_it_does_not_say():
             [{"source": "folder", "path": name, "weight": 1} for name in "ab"],
             "2 entries .* are named folder; give each",
         ),
-        ([{"source": "craft", "weight": 1, "name": name} for name in "ab"], "lists craft twice"),
+        ([{"source": "craft", "weight": 1}] * 2, "lists craft twice"),
+        ([{"source": "craft", "weight": 1, "name": "world"}], "world .* has the source craft, but `craft` names"),
+        ([{"source": "folder", "path": "a", "weight": 1, "name": "craft"}], "has the source folder, but `craft` names"),
     ],
 )
 def test_a_faulty_list_is_one_sentence(entries, words):

@@ -108,6 +108,29 @@ def test_a_missing_rank_0_is_told(shared):
     assert codes == [1] and "error: rank 0 of 2 was not heard of" in errors[0]
 
 
+MIXED = """
+from pathlib import Path
+from vw2.data.sources import mixture
+from vw2.data.sources.base import IngestConfig
+
+if __name__ == "__main__":
+    listed = [{"source": "folder", "path": name, "weight": 1} | {"name": name} for name in "ab"]
+    config = IngestConfig(listed, time_limit=60.0)
+    print(*sorted(item.id for item in mixture.entries(config, None, Path("work"), 1)))
+"""
+
+
+def test_a_rank_may_get_nothing_of_an_entry_of_a_mixture(tmp_path):
+    for name, films in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(films):
+            write_raw(tmp_path / name / f"{number}.mp4", map(numbered_frame, range(4 + number)))
+    (tmp_path / "mixed.py").write_text(MIXED)
+    codes, outputs, errors = finish(launch(["mixed.py"], tmp_path, 2, timeout=60))
+    assert codes == [0, 0], errors
+    assert outputs[0].split() == ["a.0", "b.0", "b.1"] and len(outputs[1].split()) == 1
+
+
 def test_place(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -287,6 +287,10 @@ def test_clip_config_refuses(wrong, words):
 
 def test_contact_sheet(tmp_path):
     assert [int(f[0, 0, 0]) for f in thumbnails((np.full((2, 2, 3), i, np.uint8) for i in range(100)), 5)][0] == 0
+    wide = smooth(30, 96, 256)
+    small = thumbnails(iter(wide), 4)
+    assert small.shape == (4, 48, 128, 3)  # and the sheet shows what it would show of the whole frames
+    assert contact_sheet([("a", small)]).tobytes() == contact_sheet([("a", thumbnails(iter(wide), 4, 256))]).tobytes()
     few = thumbnails(iter([np.zeros((2, 2, 3), np.uint8)] * 3), 8)
     assert len(few) == 3
     sheet = contact_sheet([("one", smooth(20)), ("two", smooth(2, 8, 8))], columns=4, side=32, title="sheet")

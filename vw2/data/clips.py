@@ -96,13 +96,14 @@ def resample(
                 yield frame
                 j += 1
         return
-    shown, seconds = None, 0.0
+    shown, due = None, 0.0
     for seconds, frame in frames:
-        while shown is not None and j / fps < seconds - DUE:
+        due = due if math.isnan(seconds) else seconds
+        while shown is not None and j / fps < due - DUE:
             yield shown
             j += 1
         shown = frame
-    while shown is not None and j / fps < seconds + 1 / source_fps - DUE:
+    while shown is not None and j / fps < due + 1 / source_fps - DUE:
         yield shown
         j += 1
 

@@ -16,7 +16,8 @@ from vw2.data.manifest import Refused
 from vw2.data.stretches import Stretch, segments
 from vw2.media.decode import MediaError
 
-WHOLE = ("craft",)  # sources never taken apart: the ground truth of their videos counts frames
+# Sources never taken apart: the ground truth of their videos counts frames (the name is reserved, see mixture.py).
+WHOLE = ("craft",)
 STRETCHES = {
     "video": pl.String,
     "kind": pl.String,  # cut, still, black

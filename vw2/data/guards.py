@@ -5,6 +5,7 @@ Train is what is learned from (splits train and fail), test what is judged (test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,7 @@ def check_splits(frame: pl.DataFrame, config: SplitsConfig) -> None:
     Raises: UserError that lists them.
     """
     sides = frame.with_columns(pl.col("split").is_in(JUDGED).alias("judged"))
-    content = sides.group_by("hash", "start", "stop").agg(pl.col("id"), both=pl.col("judged").n_unique() > 1)
-    pairs = sorted(" = ".join(sorted(ids)) for ids in content.filter("both")["id"])
+    pairs = shared_content(sides)
     if pairs:
         raise UserError(f"the same video is in both train and test: {listed(pairs)}; give copies one split")
     if not config.environments:
@@ -52,6 +52,26 @@ def check_splits(frame: pl.DataFrame, config: SplitsConfig) -> None:
                 f"environments are in both train and test: {listed(sorted(shared['environment']))}; give all videos of "
                 "an environment one split, or set splits.environments to true"
             )
+
+
+def shared_content(sides: pl.DataFrame) -> list[str]:
+    """Videos on both sides that show the same, or overlap by more than half a frame: "a = b", sorted.
+
+    Of a video that overlaps several of the other side one is named.
+    Args: sides: id, hash, start, stop, fps of the manifest, and judged: is the video one of test?
+    """
+    pairs = set()
+    both = sides.filter(pl.col("judged").n_unique().over("hash") > 1)
+    spans = both.with_columns(pl.col("start").fill_null(0.0), pl.col("stop").fill_null(math.inf))
+    spans = spans.sort("hash", "start", "id")
+    furthest: dict[tuple[str, bool], tuple[float, str]] = {}  # where the last one of each side to end does so
+    for row in spans.select("hash", "judged", "start", "stop", "fps", "id").iter_rows():
+        content, judged, start, stop, fps, name = row
+        end, other = furthest.get((content, not judged), (-math.inf, ""))
+        if min(stop, end) - start > 0.5 / fps:
+            pairs.add(" = ".join(sorted((name, other))))
+        furthest[content, judged] = max(furthest.get((content, judged), (-math.inf, "")), (stop, name))
+    return sorted(pairs)
 
 
 def signature(frames: np.ndarray) -> np.ndarray:
@@ -95,7 +115,7 @@ def check_duplicates(store: ClipStore) -> None:
     """Refuse near-duplicates in both train and test. Raises: UserError that lists them."""
     splits = dict(store.index.select("video", "split").iter_rows())
     names, judged = list(splits), [split in JUDGED for split in splits.values()]
-    looks = [signature(store.video(name)) for name in track(names, "look for near-duplicates")]
+    looks = [signature(store.spread(name, SAMPLES)) for name in track(names, "look for near-duplicates")]
     pairs = [f"{names[a]} ~ {names[b]}" for a, b in near_duplicates(np.stack(looks), judged)]
     if pairs:
         raise UserError(

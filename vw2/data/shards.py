@@ -199,11 +199,8 @@ class ClipStore:
         """Several clips: (B, T, H, W, 3) uint8."""
         return np.stack([self.frames(int(row)) for row in rows])
 
-    def video(self, video: str) -> np.ndarray:
-        """All real frames of a video, without padding: (F, H, W, 3) uint8, a copy.
-
-        Raises: KeyError for an unknown id.
-        """
+    def _parts(self, video: str) -> list[np.ndarray]:
+        """All real frames of a video as views of the memory maps, in order. Raises: KeyError for an unknown id."""
         if video not in self._rows:
             raise KeyError(f"no clip of a video {video!r} in {self.path}")
         clips = self.index.slice(*self._rows[video])
@@ -211,7 +208,25 @@ class ClipStore:
         for shard, offset, valid in clips.select("shard", "offset", "valid").iter_rows():
             start = offset + (1 if parts else 0)  # the first frame is the last of the clip before
             parts.append(self._map(shard)[start : offset + valid])
-        return np.concatenate(parts)
+        return parts
+
+    def video(self, video: str) -> np.ndarray:
+        """All real frames of a video, without padding: (F, H, W, 3) uint8, a copy.
+
+        Raises: KeyError for an unknown id.
+        """
+        return np.concatenate(self._parts(video))
+
+    def spread(self, video: str, count: int) -> np.ndarray:
+        """Real frames spread evenly over a video, the first and the last among them: (count, H, W, 3) uint8, a copy.
+
+        Nothing else is read, however long the video is. Raises: KeyError for an unknown id.
+        """
+        parts = self._parts(video)
+        ends = np.cumsum([len(part) for part in parts])
+        chosen = np.linspace(0, ends[-1] - 1, count).round().astype(int)
+        places = np.searchsorted(ends, chosen, side="right")
+        return np.stack([parts[place][frame - ends[place]] for place, frame in zip(places, chosen, strict=True)])
 
     def select(self, **wanted: Any) -> list[int]:
         """Rows whose columns have the wanted values: select(split="train", task=["paper_boat", "paper_airplane"]).

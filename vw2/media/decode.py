@@ -1,8 +1,9 @@
 """Video files -> frames. With encode and resize, the only place where files meet uint8 THWC arrays.
 
-Strict: a damaged picture, a broken stream or a file that ends early raises MediaError; nothing is concealed, repeated
-or blackened in silence. Only known containers are opened and only local files are read (FFmpeg would follow a playlist
-named .mp4 to other files and hosts).
+Strict: damage that the decoder reports, a broken stream or a file that ends early raises MediaError; nothing is
+repeated or blackened in silence. Not all damage can be seen: plain HEVC, VP9 and MJPEG carry no checksums, and their
+decoders paint over flipped bits without a word (HEVC with checksums, PNG and FFV1 are checked). Only known containers
+are opened and only local files are read (FFmpeg would follow a playlist named .mp4 to other files and hosts).
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vw2.media.picture import MediaError, Picture, quarter_turns
-from vw2.media.timing import MAX_GAP, frame_rate, longest_gap
+from vw2.media.timing import MAX_GAP, frame_rate, judged, longest_gap
+from vw2.media.whole import check_whole, declared_duration, packet_end, shared_duration
 
 MAX_SIDE = 8192  # pixels; what the largest cameras record. Beyond it lie decompression bombs
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf,m4v,h264,hevc,ivf"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-EXACT_COUNT = "mov"  # containers of this family state their number of frames exactly
 MAX_SAR = 16.0  # a pixel more than 16 times as wide as high is a broken header, not an anamorphic lens
 
-av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, FFmpeg need not print it too
+TELLTALES = ("ffv1",)  # decoders that find a wrong checksum, tell the log only and show the picture before instead
+
+av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, FFmpeg need not print it too; errors are counted
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.containe
             raise MediaError(f"declares {stream.width}x{stream.height} pixels, more than {max_side} on a side")
         stream.thread_count = threads
         stream.thread_type = "AUTO" if threads != 1 else "NONE"
-        # explode: report damage instead of painting over it. max_pixels: the stream may lie about its size as well.
-        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(max_side**2)}
+        # Report damage instead of painting over it, checksums included; the stream may lie about its size as well.
+        stream.codec_context.options = {"err_detect": "explode+crccheck", "max_pixels": str(max_side**2)}
         yield container, stream
 
 
@@ -106,12 +109,22 @@ def _decode(
     start = time.process_time()
     packets = count = 0
     first = last = None
+    others = 0.0  # seconds; watched only where nothing else tells a file that was cut
+    watched = list(container.streams) if shared_duration(container, stream) else [stream]
+    telltale = stream.codec_context.name in TELLTALES
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(watched):
+            if packet.stream_index != stream.index:
+                others = max(others, packet_end(packet))
+                continue
             packets += packet.size > 0
             if packet.is_corrupt:
                 raise MediaError(f"breaks after {count} frames (damaged or cut data)", count)
-            for frame in packet.decode():
+            errors, _ = av.logging.get_last_error() if telltale else (0, None)
+            frames = packet.decode()
+            if telltale and _complained(stream.codec_context.name, errors):
+                raise MediaError(f"breaks after {count} frames (damaged picture: wrong checksum)", count)
+            for frame in frames:
                 if max(frame.width, frame.height) > max_side:
                     raise MediaError(f"turns to {frame.width}x{frame.height} pixels after {count} frames", count)
                 if frame.is_corrupt:
@@ -130,44 +143,13 @@ def _decode(
     if last is None:
         promise = f" ({stream.frames} declared)" if stream.frames else ""
         raise MediaError(f"holds no frame that can be decoded{promise}")
-    _check_whole(container, stream, packets, count, [first, last])
+    check_whole(container, stream, packets, count, [first, last], others)
 
 
-def _check_whole(
-    container: av.container.InputContainer, stream: av.VideoStream, packets: int, count: int, ends: list[av.VideoFrame]
-) -> None:
-    """Raise MediaError if the file declares clearly more than it holds (a broken download or a full card)."""
-    (first, last), declared = ends, stream.frames
-    exact = EXACT_COUNT in container.format.name.split(",")
-    if exact and declared:  # an edit list leaves out frames that are counted but lie in no entry of the index
-        declared = min(declared, len(stream.index_entries) or declared)
-    expected, end = _declared_duration(container, stream), None
-    if last.time is not None and first.time is not None:
-        # Times below 0 (a transport stream whose clock wrapped) shift the end.
-        end = last.time - min(0.0, first.time) + float((last.duration or 0) * (last.time_base or 0))
-    short = bool(expected) and end is not None and end < expected - max(0.5, 0.02 * expected)
-    if packets < declared - (0 if exact else 2 + declared // 50):
-        text = "is cut short" if exact or short else "lacks frames"  # an AVI may leave out what it shows again
-        raise MediaError(f"{text}: {count} frames came out of {declared} declared", count)
-    if declared == 0 and short:
-        raise MediaError(
-            f"is cut short: {count} frames came out, up to {end:.2f} s of {expected:.2f} s declared", count
-        )
-
-
-def _declared_duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Seconds the header promises for the video stream, 0.0 if it does not say."""
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    for key in ("DURATION", "DURATION-eng"):  # Matroska states it per track as 00:00:03.633000000
-        parts = stream.metadata.get(key, "").split(":")
-        if len(parts) == 3:
-            try:
-                return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
-            except ValueError:
-                pass
-    alone = len(container.streams) == 1  # else the container's duration may be that of the sound
-    return container.duration / av.time_base if alone and container.duration else 0.0
+def _complained(codec: str, errors: int) -> bool:
+    """Did a decoder log an error after the first `errors` of this process? Another thread's would count as well."""
+    now, last = av.logging.get_last_error()
+    return now > errors and last is not None and last[1] == codec
 
 
 def _info(container: av.container.InputContainer, stream: av.VideoStream, frame: av.VideoFrame) -> VideoInfo:
@@ -184,7 +166,7 @@ def _info(container: av.container.InputContainer, stream: av.VideoStream, frame:
         codec=stream.codec_context.codec.canonical_name,
         rotation=90 * turns,
         sar=1 / sar if turns % 2 else sar,
-        duration=_declared_duration(container, stream),
+        duration=declared_duration(container, stream),
     )
 
 
@@ -230,7 +212,7 @@ def timeline(
 def read_pictures(
     path: Path, *, threads: int = 1, max_side: int = MAX_SIDE, max_seconds: float | None = None
 ) -> Iterator[tuple[float, Picture]]:
-    """Decode a video in display order, one frame in memory at a time, whose pixels are made when asked for.
+    """Decode a video in display order, two frames in memory at a time, whose pixels are made when asked for.
 
     Args:
         path: video file.
@@ -238,14 +220,15 @@ def read_pictures(
         max_side: pixels; a larger picture, declared or decoded, is refused before it is allocated.
         max_seconds: limit of this process's computing time for the file (not wall-clock time, so that a busy machine
             refuses no more than an idle one), checked between packets; None for no limit.
-    Yields: (seconds since the first frame, picture). Where the file gives no time it is nan.
+    Yields: (seconds since the first frame, picture). A few wrong times are put right (`vw2.media.timing.judged`); where
+        the file gives no time it is nan.
     Raises: MediaError with the reason and the number of frames that came out; FileNotFoundError.
     """
     with _open(path, max_side, threads) as (container, stream):
-        first, scaler = None, VideoReformatter()
-        for count, frame in enumerate(_decode(container, stream, max_side, max_seconds)):
-            seconds = math.nan if frame.time is None else float(frame.time)
-            first = seconds if first is None else first
+        first, scaler = math.nan, VideoReformatter()
+        timed = ((each.time, each) for each in _decode(container, stream, max_side, max_seconds))
+        for count, (seconds, _, frame) in enumerate(judged(timed)):
+            first = seconds if math.isnan(first) else first
             yield seconds - first, Picture(frame, count, scaler)
 
 

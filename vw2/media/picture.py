@@ -11,6 +11,7 @@ from functools import cache
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from vw2.media.resize import Fit, boxed, centre, resize_frame, window
@@ -34,6 +35,18 @@ def quarter_turns(frame: av.VideoFrame) -> int:
     return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0
 
 
+def mirrored(frame: av.VideoFrame) -> bool:
+    """Does the display matrix mirror, as selfies are? Then the picture is flipped top to bottom before it is turned."""
+    try:
+        data = frame.side_data[Type.DISPLAYMATRIX]
+    except KeyError:
+        return False
+    if abs(frame.rotation) > 360:
+        return False
+    a, b, _, c, d, *_ = np.frombuffer(data, np.int32, 9).tolist()  # 16.16; (x, y) shows at (ax + cy, bx + dy)
+    return a * d < b * c
+
+
 @cache
 def _has_alpha(pixels: str) -> bool:
     """Does a pixel format know transparency?"""
@@ -41,7 +54,7 @@ def _has_alpha(pixels: str) -> bool:
 
 
 class Picture:
-    """One picture of a video, turned as the metadata ask."""
+    """One picture of a video, turned and mirrored as the metadata ask."""
 
     def __init__(self, frame: av.VideoFrame, number: int, scaler: VideoReformatter) -> None:
         """Args: number: frames before this one, for errors; scaler: the file's own, which keeps its tables."""
@@ -79,6 +92,8 @@ class Picture:
 
     def _turned(self, pixels: np.ndarray) -> np.ndarray:
         turns = quarter_turns(self._frame)
+        if mirrored(self._frame):
+            pixels = pixels[::-1]
         return np.ascontiguousarray(np.rot90(pixels, turns) if turns else pixels)
 
     def _convert(self, pixels: str, **size: int) -> np.ndarray:

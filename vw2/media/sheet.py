@@ -12,19 +12,22 @@ from PIL import Image, ImageDraw, ImageFont
 from vw2.scratch import atomic_file
 
 PAPER, INK, GAP = (255, 255, 255), (30, 30, 30), 4  # colours; pixels between pictures
+SIDE = 128  # pixels of a frame's longer side on a sheet
 
 
-def thumbnails(frames: Iterable[np.ndarray], count: int = 8) -> np.ndarray:
-    """Evenly spaced frames of a stream of unknown length, in one pass, at most 2 * count in memory.
+def thumbnails(frames: Iterable[np.ndarray], count: int = 8, side: int = SIDE) -> np.ndarray:
+    """Evenly spaced frames of a stream of unknown length, in one pass, at most 2 * count in memory, and those small.
 
-    Args:    frames: iterable of (H, W, 3) uint8.
-    Returns: (at most count, H, W, 3) uint8, the first frame among them.
+    Args:
+        frames: iterable of (H, W, 3) uint8.
+        side: pixels; a frame whose longer side is longer is shrunk to it before it is kept.
+    Returns: (at most count, h, w, 3) uint8, the first frame among them.
     Raises:  ValueError for an empty stream.
     """
     kept, stride = [], 1
     for number, frame in enumerate(frames):
         if number % stride == 0:
-            kept.append(frame)
+            kept.append(frame if max(frame.shape[:2]) <= side else _cell(frame, side))
             if len(kept) == 2 * count:
                 kept, stride = kept[::2], stride * 2
     if not kept:
@@ -42,7 +45,7 @@ def _cell(frame: np.ndarray, side: int) -> np.ndarray:
 
 
 def contact_sheet(
-    rows: Sequence[tuple[str, np.ndarray]], columns: int = 9, side: int = 128, title: str = ""
+    rows: Sequence[tuple[str, np.ndarray]], columns: int = 9, side: int = SIDE, title: str = ""
 ) -> Image.Image:
     """Lay out labelled rows of frames.
 
@@ -82,7 +85,9 @@ def contact_sheet(
     return sheet
 
 
-def write_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]], columns: int = 9, side: int = 128, title: str = ""):
+def write_sheet(
+    path: Path, rows: Sequence[tuple[str, np.ndarray]], columns: int = 9, side: int = SIDE, title: str = ""
+):
     """`contact_sheet` into a PNG file, written whole or not at all; 256 colours, a third of the size in Git."""
     picture = contact_sheet(rows, columns, side, title)
     with atomic_file(Path(path)) as temporary:

@@ -9,7 +9,8 @@ source:
 
 An entry has the keys of the group `ingest`, `weight` and maybe `name` (else its `source`). What it does not give is as
 in the group, but for `path`. The name becomes the column `source` of the manifest and, before a dot, part of the ids,
-so that two data sets may call their videos alike. `weight` says how often training draws from the source, relative to
+so that two data sets may call their videos alike; `craft` names the craft world and nothing else, since by it stage
+clip knows the videos that are never taken apart. `weight` says how often training draws from the source, relative to
 the others and whatever its size (vw2/data/sampler.py).
 """
 
@@ -29,6 +30,7 @@ import polars as pl
 from vw2 import params as parameters
 from vw2.console import UserError
 from vw2.data.manifest import Entry, Refused
+from vw2.data.ranks import helps
 from vw2.data.sources import table
 from vw2.data.sources.base import IngestConfig, Source
 from vw2.scratch import atomic_file
@@ -55,6 +57,8 @@ class SourceEntry(IngestConfig):
             raise ValueError(f"{where} needs a weight above 0, got {self.weight:g}; take it out to leave it alone")
         if not NAME.fullmatch(self.name):
             raise ValueError(f"{where} needs a name of 1 to 40 letters, digits, _ and -; change it")
+        if (self.source == "craft") != (self.name == "craft"):  # see WHOLE in vw2/data/cutting.py
+            raise ValueError(f"{where} has the source {self.source}, but `craft` names the craft world only; rename it")
         super().__post_init__()
 
 
@@ -72,11 +76,11 @@ def parts(config: IngestConfig) -> tuple[SourceEntry, ...]:
         found.append(parameters.build(SourceEntry, defaults | given, f"ingest.source[{number}]"))
     if not found:
         raise UserError("ingest.source is an empty list; name one source, or list entries with source and weight")
+    if sum(part.source == "craft" for part in found) > 1:
+        raise UserError("ingest.source lists craft twice, but there is one craft world (group craft); list it once")
     name, count = Counter(part.name for part in found).most_common(1)[0]
     if count > 1:
         raise UserError(f"{count} entries of ingest.source are named {name}; give each a `name` of its own")
-    if sum(part.source == "craft" for part in found) > 1:
-        raise UserError("ingest.source lists craft twice, but there is one craft world (group craft); list it once")
     return tuple(found)
 
 
@@ -122,6 +126,6 @@ def entries(config: IngestConfig, world: CraftConfig, work: Path, workers: int) 
             else:
                 first = first if first and first.path <= item.path else item
                 yield item
-        if not taken:
+        if not taken and not helps():  # another rank may have got all the jobs of an entry
             reason = f"; the first file refused, {first.path}, {first.reason}" if first else ""
             raise UserError(f"the entry {part.name} of ingest.source gave no video{reason}; change or remove it")
