@@ -12,6 +12,7 @@ import pytest
 from numbered import numbered_frame, read_number
 
 from vw2.console import UserError
+from vw2.data import manifest
 from vw2.data.manifest import Entry, Refused, content_hash
 from vw2.data.numpy_files import DataError, parse_array, plain, read_npz, read_objects
 from vw2.data.sources import calvin
@@ -104,6 +105,17 @@ def test_windows_are_videos_frame_by_frame(data, tmp_path):
     assert (lift.split, lift.task, lift.instruction) == ("train", "lift_block", "lift the block")
     play = taken["validation_0000005-0000016_play"]
     assert (play.split, play.task, play.instruction) == ("test", "play", "")
+
+
+def test_half_a_character_in_an_annotation_becomes_a_question_mark(data, tmp_path):
+    write_annotations(data / "training", [(10, 20, "lift\udfff", "lift \ud800 it")])
+    taken, _ = take(data, tmp_path / "work")
+    frame = manifest.build(manifest.assign_splits(taken.values()))
+    assert frame.filter(split="train").select("task", "instruction").rows() == [("lift?", "lift ? it")]
+    track = pl.read_parquet(tmp_path / "work/tracks" / f"{frame['id'][0]}.parquet")
+    assert track["instruction"].unique().to_list() == ["lift ? it"]
+    manifest.write_quarantine(tmp_path / "q.parquet", [manifest.Refused("a\ud800", "is \udfff")])
+    assert pl.read_parquet(tmp_path / "q.parquet").rows() == [("a?", "is ?")]
 
 
 def test_any_number_of_workers_and_a_second_run_agree(data, tmp_path, monkeypatch):

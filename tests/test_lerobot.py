@@ -1,6 +1,7 @@
 """LeRobot v2 and v3: every episode to the frame, with its actions; what is missing or disagrees is refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,41 @@ def test_splits_of_the_data_set_are_kept(tmp_path):
     assert [take(root, tmp_path / "work")[0][i].split for i in range(3)] == ["train", "train", "test"]
 
 
+@pytest.mark.parametrize(
+    "splits, expected",
+    [
+        ({"train": "0:2", "val": "2:3"}, {0: "train", 1: "train", 2: "test"}),
+        ({"train": "0:1", "validation": "1:2", "test": "2:3"}, {0: "train", 1: "test", 2: "test"}),
+        ({"eval": "0:1", "train": None, "more": "1:9"}, {0: "test"}),
+        ({"train": "0:9"}, {}),
+        (None, {}),
+        ({"train": "0:2", "test": "1:3"}, "episode 1 is in both train and test by the splits"),
+        (["train"], "expected splits such as"),
+        ({"train": "0:2", "val": "a few"}, "expected splits such as"),
+    ],
+)
+def test_names_of_splits(splits, expected):
+    if isinstance(expected, dict):
+        assert lerobot_meta.read_splits({"splits": splits}) == expected
+        return
+    with pytest.raises(UserError, match=expected):
+        lerobot_meta.read_splits({"splits": splits})
+
+
+def test_all_cameras_of_an_episode_go_to_one_split(tmp_path):
+    root = write_v2(tmp_path / "arm", lengths=(4,) * 16)
+    both = []
+    for camera in CAMERAS:
+        taken, _ = take(root, tmp_path / camera, camera=camera)
+        both += [replace(entry, id=f"{camera}.{entry.id}", source=camera) for entry in taken.values()]
+    frame = manifest.build(manifest.assign_splits(both)).with_columns(episode=pl.col("id").str.tail(6))
+    assert frame.group_by("episode").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 16
+    assert set(frame["split"]) == {"train", "test"}
+    folder = [replace(entry, id=f"x{entry.id}", kin=None) for entry in both[:16]]  # the same files once more
+    split = {entry.id: entry.split for entry in manifest.assign_splits([*both, *folder])}
+    assert all(split[entry.id] == split[entry.id[1:]] for entry in folder)
+
+
 def test_files_in_the_usual_place_are_found_in_spite_of_the_pattern(tmp_path):
     odd = {"data": V2_DATA.replace("episode_chunk", "episode_index"), "video": V2_VIDEO}
     assert len(take(write_v2(tmp_path / "arm", **odd), tmp_path / "work")[0]) == 3
@@ -287,10 +323,22 @@ def test_faulty_lists_are_told(tmp_path):
         (lines + lines, "names an episode twice"),
         (lines + "{", "episodes.jsonl, line 3: cannot be read"),
         ('{"length": 3}', "the list of episodes is broken"),
+        ('{"episode_index": 0, "length": Infinity}', "the list of episodes is broken"),
+        ('{"episode_index": 0, "length": 4, "tasks": [5]}', "expected texts as tasks, got .5"),
+        ('{"a":' * 20000, "episodes.jsonl, line 1: cannot be read"),
     ):
         (root / "meta/episodes.jsonl").write_text(text)
         with pytest.raises(UserError, match=words):
             take(root, tmp_path / "work")
+    lines = [{"episode_index": i, "length": 4, "tasks": tasks} for i, tasks in enumerate(("pick\ud800 it", []))]
+    (root / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (root / "meta/tasks.jsonl").unlink()
+    taken, refused = take(root, tmp_path / "work")
+    assert [taken[i].instruction for i in range(2)] == ["pick? it", "unknown"] and not refused
+    (root / "meta/info.json").write_text('{"a":' * 20000)
+    with pytest.raises(UserError, match="info.json cannot be read as LeRobot writes it"):
+        take(root, tmp_path / "work")
+    write_info(root, "v2.1", 10, V2_DATA, V2_VIDEO)
     (root / "meta/episodes.jsonl").unlink()
     with pytest.raises(UserError, match="does not exist; the data set is incomplete"):
         take(root, tmp_path / "work")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -68,6 +68,7 @@ class Entry:
     start: float | None = None
     stop: float | None = None
     weight: float = 1.0
+    kin: str | None = None  # digest that videos share which may not be parted (cameras of one episode); not in MANIFEST
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tidy(text: str) -> str:
+    """Text as tables can hold it: half of a surrogate pair, as in JSON or pickles, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def locate(path: str) -> Path:
@@ -103,24 +109,40 @@ def _content(entry: Entry) -> str:
     return hashlib.sha256(f"{entry.hash} {entry.start!r} {entry.stop!r}".encode()).hexdigest()
 
 
+def _families(entries: Iterable[Entry]) -> dict[str, str]:
+    """Digest that decides the split, by id: one for all entries linked by equal content or kin, a kin if there is."""
+    leader: dict[tuple[bool, str], tuple[bool, str]] = {}
+
+    def find(key: tuple[bool, str]) -> tuple[bool, str]:
+        while leader.setdefault(key, key) != key:
+            key = leader[key]
+        return key
+
+    contents = {entry.id: (True, _content(entry)) for entry in entries}
+    for entry in entries:
+        ends = find(contents[entry.id]), find((False, entry.kin) if entry.kin else contents[entry.id])
+        leader[max(ends)] = min(ends)
+    return {name: find(content)[1] for name, content in contents.items()}
+
+
 def assign_splits(entries: Iterable[Entry]) -> list[Entry]:
     """Give every entry without a split one by its content hash: about one in eight is test (our choice).
 
-    Equal content (the same part of the same file) gets equal splits, whatever its name. If that leaves train or test
-    without any video, the one with the smallest (for test) or largest (for train) hash moves over, so that two videos
-    suffice for every stage.
+    Equal content (the same part of the same file) gets equal splits, whatever its name, and so do all of one kin. If
+    that leaves train or test without any video, the digest that is smallest (for test) or largest (for train) moves
+    over, so that two videos suffice for every stage.
     Returns: entries with a split, sorted by id.
     """
     entries = sorted(entries, key=lambda entry: entry.id)
-    digests = {_content(entry) for entry in entries if entry.split is None}
-    split = {digest: "train" if int(digest[:8], 16) % TEST_SHARE else "test" for digest in digests}
+    digests = _families([entry for entry in entries if entry.split is None])
+    split = {each: "train" if int(each[:8], 16) % TEST_SHARE else "test" for each in digests.values()}
     present = {entry.split for entry in entries} | set(split.values())
     if len(entries) > 1 and split:
         if "test" not in present and (len(split) > 1 or "train" in {entry.split for entry in entries}):
             split[min(split)] = "test"
         elif "train" not in present and (len(split) > 1 or "test" in {entry.split for entry in entries}):
             split[max(split)] = "train"
-    return [entry if entry.split else replace(entry, split=split[_content(entry)]) for entry in entries]
+    return [entry if entry.split else replace(entry, split=split[digests[entry.id]]) for entry in entries]
 
 
 def build(entries: Sequence[Entry]) -> pl.DataFrame:
@@ -128,7 +150,9 @@ def build(entries: Sequence[Entry]) -> pl.DataFrame:
 
     Raises: ValueError naming the video that breaks a rule.
     """
-    frame = pl.DataFrame([asdict(entry) for entry in entries], schema=MANIFEST, orient="row").sort("id")
+    rows = ({name: getattr(entry, name) for name in MANIFEST} for entry in entries)
+    tidied = [{name: tidy(each) if isinstance(each, str) else each for name, each in row.items()} for row in rows]
+    frame = pl.DataFrame(tidied, schema=MANIFEST, orient="row").sort("id")
     validate(frame)
     return frame
 
@@ -203,6 +227,6 @@ def read(path: Path, videos: Sequence[str] | None = None) -> pl.DataFrame:
 
 def write_quarantine(path: Path, refused: Iterable[Refused]) -> None:
     """Write the refused files, sorted by path, whole or not at all."""
-    rows = sorted((each.path, each.reason) for each in refused)
+    rows = sorted((tidy(each.path), tidy(each.reason)) for each in refused)
     with atomic_file(path) as temporary:
         pl.DataFrame(rows, schema=QUARANTINE, orient="row").write_parquet(temporary)

@@ -30,6 +30,7 @@ from vw2.scratch import atomic_file
 MEMORY_GIB = 4.0  # what one worker may allocate: an 8192 x 8192 stream with its reference pictures fits
 UNKNOWN = "unknown"
 Source = Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"]
+SPLITS = {"train": "train", "val": "test", "validation": "test", "eval": "test", "test": "test"}  # of robot data sets
 READ_ERRORS = (MediaError, OSError, MemoryError)  # what reading a stranger's file may raise; see `why`
 TRACKS = {
     "video": pl.String,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from vw2.data.manifest import Entry, content_hash
+from vw2.data.manifest import Entry, content_hash, tidy
 from vw2.media.decode import MediaError
 from vw2.media.encode import write_video
 from vw2.scratch import atomic_file
@@ -108,7 +108,7 @@ def store(
         "frame": range(count),
         "action": beside.action.astype(np.float32).tolist(),
         "state": beside.state.astype(np.float32).tolist(),
-        "instruction": list(beside.instruction),
+        "instruction": [text if text is None else tidy(text) for text in beside.instruction],
     }
     with atomic_file(work / "tracks" / f"{facts.id}.parquet") as temporary:
         pl.DataFrame(columns, schema=TRACKS).write_parquet(temporary)

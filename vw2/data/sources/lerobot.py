@@ -100,6 +100,14 @@ def read_track(file: Path, episode: Episode, tasks: Mapping[int, str]) -> tuple[
         raise MediaError(f"cannot be used: {episode.data} {text}") from error
 
 
+def kinship(episode: Episode, track: pl.DataFrame) -> str:
+    """Digest of what all cameras of an episode share: its number and its rows, so that none strays to another split."""
+    digest = hashlib.sha256(f"{episode.index} {len(track)}".encode())
+    for name in ("action", "state"):
+        digest.update(track[name].explode().to_numpy().tobytes())
+    return digest.hexdigest()
+
+
 def take(job: VideoJob, number: int, info: VideoInfo, seconds: np.ndarray | None, digest: str) -> Entry:
     """The entry of one episode of a video that decodes; leaves its track. Raises MediaError with the reason."""
     episode = job.episodes[number]
@@ -134,6 +142,7 @@ def take(job: VideoJob, number: int, info: VideoInfo, seconds: np.ndarray | None
         frames=frames,
         start=episode.start,
         stop=episode.stop,
+        kin=kinship(episode, track),
         **{name: getattr(info, name) for name in ("fps", "width", "height", "codec", "variable", "sar")},
     )
 

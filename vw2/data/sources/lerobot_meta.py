@@ -16,10 +16,12 @@ from typing import Any
 import polars as pl
 
 from vw2.console import UserError
-from vw2.data.sources.base import IngestConfig, refuse_pickles
+from vw2.data.manifest import tidy
+from vw2.data.sources.base import SPLITS, IngestConfig, refuse_pickles
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO = "meta/info.json"
+RANGE, MOST = r"(\d{1,9}):(\d{1,9})", 10**7  # of a split: first episode and the one after the last; most episodes
 FIELD = re.compile(r"\{(\w+)(?::0(\d)d)?\}")  # {video_key}, {episode_index:06d}
 # GR00T's demo states a pattern by which its own files cannot be found; they lie where LeRobot v2 puts them.
 USUAL_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -70,7 +72,7 @@ def read_info(config: IngestConfig, root: Path) -> tuple[dict[str, Any], str]:
         info = json.loads((root / INFO).read_text(encoding="utf-8"))
         version = info.get("codebase_version")
         features = {name: feature.get("dtype") for name, feature in info.get("features", {}).items()}
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{place} cannot be read as LeRobot writes it ({error}); mend it") from error
     if version not in VERSIONS:
         wanted = ", ".join(VERSIONS)
@@ -104,13 +106,21 @@ def read_lines(root: Path, name: str) -> Iterator[dict[str, Any]]:
                     yield row
     except FileNotFoundError as error:
         raise UserError(f"{root / name} does not exist; the data set is incomplete, get it again") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{root / name}, line {number}: cannot be read ({error}); mend or remove it") from error
+
+
+def _first_task(tasks: Any) -> str | None:
+    """The first of an episode's tasks, None if it has none; one text instead of a list counts. Raises: TypeError."""
+    first = tasks if isinstance(tasks, str) else (tasks or [None])[0]
+    if not isinstance(first, str | None):
+        raise TypeError(f"expected texts as tasks, got {str(tasks)[:60]}")
+    return first if first is None else tidy(first)
 
 
 def _episodes_v2(root: Path, info: Mapping[str, Any], camera: str) -> Iterator[Episode]:
     for row in read_lines(root, "meta/episodes.jsonl"):
-        index, tasks = row["episode_index"], row.get("tasks") or [None]
+        index, task = row["episode_index"], _first_task(row.get("tasks"))
         values = {"episode_chunk": int(index) // info["chunks_size"], "episode_index": int(index), "video_key": camera}
         found = {}
         for kind, usual in (("data_path", USUAL_DATA), ("video_path", USUAL_VIDEO)):
@@ -118,7 +128,7 @@ def _episodes_v2(root: Path, info: Mapping[str, Any], camera: str) -> Iterator[E
             plain = fill(usual, values, kind)
             if not (root / found[kind]).is_file() and (root / plain).is_file():
                 found[kind] = plain
-        yield Episode(int(index), int(row["length"]), tasks[0], found["data_path"], found["video_path"], None, None)
+        yield Episode(int(index), int(row["length"]), task, found["data_path"], found["video_path"], None, None)
 
 
 def _episodes_v3(root: Path, info: Mapping[str, Any], camera: str) -> Iterator[Episode]:
@@ -141,7 +151,7 @@ def _episodes_v3(root: Path, info: Mapping[str, Any], camera: str) -> Iterator[E
             data = dict(zip(("chunk_index", "file_index"), where[:2], strict=True))
             film = dict(zip(("chunk_index", "file_index"), where[2:], strict=True)) | {"video_key": camera}
             paths = fill(info.get("data_path"), data, "data_path"), fill(info.get("video_path"), film, "video_path")
-            yield Episode(index, length, (tasks or [None])[0], *paths, float(start), float(stop))
+            yield Episode(index, length, _first_task(tasks), *paths, float(start), float(stop))
 
 
 def read_episodes(root: Path, info: Mapping[str, Any], camera: str) -> list[Episode]:
@@ -150,7 +160,7 @@ def read_episodes(root: Path, info: Mapping[str, Any], camera: str) -> list[Epis
     try:
         episodes = list(read(root, info, camera))
         faulty = len({each.index for each in episodes}) < len(episodes) or any(each.index < 0 for each in episodes)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{root / 'meta'}: the list of episodes is broken ({error!r}); get it again") from error
     if faulty:
         raise UserError(f"{root / 'meta'}: the list names an episode twice or below 0; get it again")
@@ -170,17 +180,28 @@ def read_tasks(root: Path) -> dict[int, str]:
             texts = [name for name, kind in table.schema.items() if kind == pl.String]  # older: __index_level_0__
             return dict(table.select("task_index", "task" if "task" in texts else texts[0]).iter_rows())
         if (file := root / "meta/tasks.jsonl").is_file():
-            return {int(row["task_index"]): str(row["task"]) for row in read_lines(root, "meta/tasks.jsonl")}
+            return {int(row["task_index"]): tidy(str(row["task"])) for row in read_lines(root, "meta/tasks.jsonl")}
     except (*TABLE_ERRORS, KeyError, IndexError, ValueError, TypeError) as error:
         raise UserError(f"{file}: expected a task_index and a text per task ({error!r}); get the file again") from error
     return {}
 
 
 def read_splits(info: Mapping[str, Any]) -> dict[int, str]:
-    """Episode -> train or test, where info.json tells the two apart; empty where it calls everything train."""
+    """Episode -> train or test, where info.json tells the two apart (val, validation and eval are test too).
+
+    Empty where it names no test: LeRobot writes that all is train. Other names are left to the content.
+    Raises: UserError if ranges are none or an episode is in both.
+    """
     splits = info.get("splits") or {}
-    ranges = {name: re.fullmatch(r"(\d+):(\d+)", str(splits.get(name))) for name in ("train", "test")}
-    if not ranges["test"]:
+    known = {name: each for name, each in splits.items() if name in SPLITS} if isinstance(splits, Mapping) else None
+    ranges = [(SPLITS[name], re.fullmatch(RANGE, str(each))) for name, each in (known or {}).items() if each]
+    if known is None or not all(found for _, found in ranges):
+        raise UserError(f'{INFO}: expected splits such as {{"train": "0:50", "test": "50:60"}}, got {splits}; mend it')
+    if "test" not in dict(ranges):
         return {}
-    known = ((name, int(found[1]), int(found[2])) for name, found in ranges.items() if found)
-    return {index: name for name, start, stop in known for index in range(start, min(stop, start + 10**7))}
+    taken: dict[int, str] = {}
+    for split, found in ranges:
+        for index in range(int(found[1]), min(int(found[2]), int(found[1]) + MOST)):
+            if taken.setdefault(index, split) != split:
+                raise UserError(f"{INFO}: episode {index} is in both train and test by the splits {splits}; mend them")
+    return taken

@@ -31,7 +31,7 @@ from vw2.console import UserError, progress
 from vw2.data.manifest import Entry, Refused, locate
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
-from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
+from vw2.data.sources.base import MEMORY_GIB, SPLITS, IngestConfig, from_record
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.data.sources.rlds_keys import IMAGE, choose, is_picture, kinds_of_schema, kinds_of_values, matrix, words
 from vw2.data.tfrecord import Record, RecordError, features, index_records, read_record, values
@@ -39,7 +39,6 @@ from vw2.media.decode import MediaError
 
 FPS = 10.0  # frames per second where nothing tells
 FPS_KEYS = ("control_frequency", "control_freq", "control_hz", "frequency", "fps", "hz")
-SPLITS = {"train": "train", "val": "test", "validation": "test", "eval": "test", "test": "test"}
 SHARD = re.compile(r"(?P<name>.+?)(-(?P<split>\w+))?\.tfrecords?(-(?P<number>\d{5,6})-of-(?P<of>\d{5,6}))?")
 
 
