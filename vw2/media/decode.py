@@ -114,7 +114,7 @@ def _decode(
     telltale = stream.codec_context.name in TELLTALES
     try:
         for packet in container.demux(watched):
-            if packet.stream_index != stream.index:
+            if packet.stream.index != stream.index:  # (stream_index is 0 in the packets that empty the decoders)
                 others = max(others, packet_end(packet))
                 continue
             packets += packet.size > 0
