@@ -24,7 +24,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vw2.media.picture import MediaError, Picture, quarter_turns
+from vw2.media.picture import MediaError, Picture, mirrored, quarter_turns
 from vw2.media.timing import MAX_GAP, frame_rate, judged, longest_gap
 from vw2.media.whole import check_whole, declared_duration, packet_end, shared_duration
 
@@ -225,11 +225,12 @@ def read_pictures(
     Raises: MediaError with the reason and the number of frames that came out; FileNotFoundError.
     """
     with _open(path, max_side, threads) as (container, stream):
-        first, scaler = math.nan, VideoReformatter()
+        first, mirror, scaler = math.nan, False, VideoReformatter()
         timed = ((each.time, each) for each in _decode(container, stream, max_side, max_seconds))
         for count, (seconds, _, frame) in enumerate(judged(timed)):
             first = seconds if math.isnan(first) else first
-            yield seconds - first, Picture(frame, count, scaler)
+            mirror = mirrored(frame) if count == 0 else mirror
+            yield seconds - first, Picture(frame, count, scaler, mirror)
 
 
 def read_frames(path: Path, **limits: Any) -> Iterator[tuple[float, np.ndarray]]:

@@ -56,9 +56,11 @@ def _has_alpha(pixels: str) -> bool:
 class Picture:
     """One picture of a video, turned and mirrored as the metadata ask."""
 
-    def __init__(self, frame: av.VideoFrame, number: int, scaler: VideoReformatter) -> None:
-        """Args: number: frames before this one, for errors; scaler: the file's own, which keeps its tables."""
-        self._frame, self._number, self._scaler = frame, number, scaler
+    def __init__(self, frame: av.VideoFrame, number: int, scaler: VideoReformatter, mirror: bool = False) -> None:
+        """Args: number: frames before this one, for errors; scaler: the file's own, which keeps its tables;
+        mirror: `mirrored`, asked once for a file since asking takes as long as shrinking a small picture.
+        """
+        self._frame, self._number, self._scaler, self._mirror = frame, number, scaler, mirror
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,7 +94,7 @@ class Picture:
 
     def _turned(self, pixels: np.ndarray) -> np.ndarray:
         turns = quarter_turns(self._frame)
-        if mirrored(self._frame):
+        if self._mirror:
             pixels = pixels[::-1]
         return np.ascontiguousarray(np.rot90(pixels, turns) if turns else pixels)
 

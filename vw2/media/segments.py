@@ -44,7 +44,7 @@ def scan_spans(
 
 
 def read_spans(path: Path, spans: Sequence[Span], fps: float) -> Iterator[tuple[int, Iterator[Timed]]]:
-    """Decode the parts of a file in order of time, one frame in memory at a time.
+    """Decode the parts of a file in order of time, two frames in memory at a time.
 
     Args:
         path: video file.
