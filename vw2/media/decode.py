@@ -1,9 +1,10 @@
 """Video files -> frames. With encode and resize, the only place where files meet uint8 THWC arrays.
 
 Strict: damage that the decoder reports, a broken stream or a file that ends early raises MediaError; nothing is
-repeated or blackened in silence. Not all damage can be seen: plain HEVC, VP9 and MJPEG carry no checksums, and their
-decoders paint over flipped bits without a word (HEVC with checksums, PNG and FFV1 are checked). Only known containers
-are opened and only local files are read (FFmpeg would follow a playlist named .mp4 to other files and hosts).
+repeated or blackened in silence. Not all damage can be seen: most videos (H.264, MPEG-4, plain HEVC, VP9, MJPEG) carry
+no checksums, and flipped bits that still decode, or that the decoder paints over without a word, are shown; HEVC with
+checksums, PNG and FFV1 are checked. Only known containers are opened and only local files are read (FFmpeg would follow
+a playlist named .mp4 to other files and hosts).
 """
 
 from __future__ import annotations
