@@ -24,6 +24,7 @@ from vw2.models.backends import (
     random_mini,
     random_wan,
 )
+from vw2.models.control import ControlConfig
 from vw2.models.cosmos import CosmosConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import sample
@@ -395,14 +396,38 @@ def test_weights_spread_over_devices_are_the_same_weights(kind, folders, tmp_pat
     assert torch.equal(spread.vdm(**known), load_backend(config, folder).vdm(**known))
 
 
-@torch.no_grad()
-def test_wan_in_bfloat16(folders):
-    config, folder = folders["wan"]
-    pair = load_backend(dataclasses.replace(config, dtype="bfloat16"), folder)
-    assert pair.vdm.patch_embed.weight.dtype == torch.bfloat16 and pair.vae.net.dtype == torch.float32
-    exact = load_backend(config, folder).vdm(**state(pair))
-    velocity = pair.vdm(**state(pair))
-    assert velocity.dtype == torch.float32 and (velocity - exact).abs().mean() < 0.1 * exact.abs().mean()
+IN_BFLOAT16 = {kind: {"dtype": "bfloat16"} for kind in PUBLISHED} | {"mini": {}}
+HALVES = [(kind, keys, {}) for kind, keys in IN_BFLOAT16.items()]
+FULL = {"self_attention": "full", "cross_attention": "full", "control": ControlConfig(2, 0.5, "mlp", True)}
+HALVES += [("cosmos", IN_BFLOAT16["cosmos"] | {"tokens": 8}, FULL)]  # as the release
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind, keys, changes", HALVES)
+def test_weights_of_the_vdm_in_bfloat16(kind, keys, changes, autocast, folders):
+    """Velocity, joint loss with gradients and a render, with and without autocast; all else stays in float32."""
+    config, folder = folders[kind]
+    exact = load_backend(dataclasses.replace(config, **keys | ({"dtype": "float32"} if keys else {})), folder)
+    pair = load_backend(dataclasses.replace(config, **keys), folder)
+    pair.vdm.to(torch.bfloat16)  # mini has no such choice
+    assert {p.dtype for p in pair.vae.parameters()} <= {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.no_grad():
+            wanted, velocity = exact.vdm(**state(pair)), pair.vdm(**state(pair))
+        assert velocity.dtype == torch.float32 and (velocity - wanted).abs().mean() < 0.1 * wanted.abs().mean()
+        torch.manual_seed(1)
+        dldm = DLDM(tiny_config(**changes), pair)
+        wake(dldm.control.zero)
+        loss, _, _ = dldm(JointBatch(video(), video()[:, :, :1]), pair.vae, generator(0))
+    assert loss.isfinite()
+    loss.backward()
+    for part in (dldm.ldm.query, dldm.projection, dldm.control, dldm.vdm):
+        assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0, type(part).__name__
+    renderer, index = DLDMRenderer(dldm, pair).eval(), torch.zeros(1, STEPS, CODES, dtype=torch.int64)
+    noise = renderer.noise(video(1, 1), STEPS, generator(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        made = renderer.render(video(1, 1), index, noise)
+    assert made.shape == (1, 3, FRAMES, HEIGHT, WIDTH) and made.isfinite().all()
 
 
 def test_true_sizes():
