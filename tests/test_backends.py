@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import clip, draw, tiny_config, wake
 
 from vw2.console import UserError
-from vw2.models import backends, hub
+from vw2.models import backends, hub, spread
+from vw2.models.adapt import AdaptConfig
 from vw2.models.attention import ATTENTION, KVCache, Layout
 from vw2.models.backends import (
     BACKENDS,
@@ -30,7 +31,7 @@ from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import sample
 from vw2.models.port import VDM, VideoVAE
 from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
-from vw2.models.renderer import DLDMRenderer
+from vw2.models.renderer import DLDMRenderer, load_dldm, save_dldm
 from vw2.models.wan import WanBlockCausalProcessor, WanVDM
 from vw2.training.compute import generator
 
@@ -386,14 +387,41 @@ def test_wan_checkpointing_changes_no_gradient(folders):
         torch.testing.assert_close(one, two)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("kind", PUBLISHED)
-def test_weights_spread_over_devices_are_the_same_weights(kind, folders, tmp_path):
-    """Here there is but one device; what is spread still goes through accelerate's hooks."""
+def trained(kind: str, folders, tmp_path, **keys):
+    """A saved dLDM whose VDM is no longer the published one; its renderer, and how to load it again."""
     config, folder = folders[kind]
-    spread = load_backend(dataclasses.replace(config, device_map="auto", offload=str(tmp_path)), folder)
-    known = state(spread)
-    assert torch.equal(spread.vdm(**known), load_backend(config, folder).vdm(**known))
+    config = dataclasses.replace(config, **keys)
+    pair = load_backend(config, folder)
+    torch.manual_seed(1)
+    dldm = DLDM(tiny_config(backend=config, vdm=AdaptConfig("lora", rank=2)), pair)
+    wake(dldm, 5)
+    save_dldm(dldm, tmp_path / "dldm")
+    return DLDMRenderer(dldm, pair).eval(), lambda: load_dldm(tmp_path / "dldm", folder).place(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_spread_weights_are_the_trained_ones(kind, share, folders, tmp_path, monkeypatch):
+    """All on disk, some of them, none: a render is as without a device map. An older run's files are not read."""
+    plain, load = trained(kind, folders, tmp_path, device_map="auto", offload=str(tmp_path / "offload"))
+    total = sum(p.numel() * p.itemsize for p in plain.dldm.vdm.transformer.parameters())
+    monkeypatch.setattr(spread, "room", lambda: {"cpu": int(share * total)})
+    known = video(1, 1), torch.zeros(1, STEPS, CODES, dtype=torch.int64), plain.noise(video(1, 1), STEPS, generator(1))
+    for _ in range(2):  # the second time there are files of the first
+        wake(plain.dldm)
+        save_dldm(plain.dldm, tmp_path / "dldm")
+        loaded = load()
+        on_disk = [p.is_meta for p in loaded.dldm.vdm.parameters()]
+        assert any(on_disk) == (share < 1) and not loaded.dldm.vdm.null.is_meta
+        assert not any(p.is_meta for p in loaded.dldm.control.parameters())
+        assert torch.equal(loaded.render(*known), plain.render(*known))
+
+
+def test_no_folder_for_what_fits_nowhere(folders, tmp_path, monkeypatch):
+    _, load = trained("wan", folders, tmp_path, device_map="auto")
+    monkeypatch.setattr(spread, "room", lambda: {"cpu": 0})
+    with pytest.raises(UserError, match="dldm.backend.offload is null; set it to a folder"):
+        load()
 
 
 IN_BFLOAT16 = {kind: {"dtype": "bfloat16"} for kind in PUBLISHED} | {"mini": {}}

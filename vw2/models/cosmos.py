@@ -132,7 +132,7 @@ class CosmosVDM(nn.Module):
             source: local folder or hub id, with a subfolder `transformer`.
             revision: commit of the hub repository; needed for a hub id, so that a run can be repeated.
             tokens, attention: as in CosmosConfig.
-            options: passed on to diffusers: torch_dtype, device_map, ...
+            options: passed on to diffusers: torch_dtype, ...
         Raises: ValueError if a hub id comes without a revision.
         """
         if revision is None and not Path(source).is_dir():
