@@ -372,19 +372,24 @@ def test_frames_one_by_one_equal_the_clip(pair):
     torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_wan_checkpointing_changes_no_gradient(folders):
-    """Control residuals are added by hooks that are gone when checkpointing runs the blocks again."""
-    pair, grads = load_backend(*folders["wan"]), []
-    known = state(pair)
-    for _ in range(2):
-        control, context = residual(pair, 3).requires_grad_(), known["context"].clone().requires_grad_()
-        pair.vdm.zero_grad()
-        pair.vdm(**known | {"context": context}, control=[control]).square().sum().backward()
-        grads.append([control.grad, context.grad, pair.vdm.blocks[0].ffn.net[2].weight.grad])
-        pair.vdm.transformer.enable_gradient_checkpointing()
-        pair.vdm.train()
-    for one, two in zip(*grads, strict=True):
-        torch.testing.assert_close(one, two)
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_changes_no_number(kind, folders):
+    """Loss and gradients of a joint step; every block runs twice, those of the control branch among them."""
+    found, runs = [], []
+    for checkpointing in (False, True):
+        pair = load_backend(*folders[kind])
+        torch.manual_seed(1)
+        dldm = DLDM(tiny_config(vdm=AdaptConfig("lora", rank=2, checkpointing=checkpointing)), pair)
+        wake(dldm).train()
+        runs.append(0)
+        for block in (*pair.vdm.blocks, *dldm.control.blocks):
+            block.attn1.to_q.register_forward_hook(lambda *_: runs.append(runs.pop() + 1))
+        loss, _, _ = dldm(JointBatch(video(), video()[:, :, :1]), pair.vae, generator(0))
+        loss.backward()
+        found.append({"loss": loss} | {name: p.grad for name, p in dldm.named_parameters() if p.grad is not None})
+    assert runs == [3, 6] and found[0].keys() == found[1].keys()
+    for name, one in found[0].items():
+        torch.testing.assert_close(one, found[1][name], msg=name)
 
 
 def trained(kind: str, folders, tmp_path, **keys):
