@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import clip, draw, tiny_config, wake
 
 from vw2.console import UserError
-from vw2.models import backends, hub
+from vw2.models import backends, hub, spread
+from vw2.models.adapt import AdaptConfig
 from vw2.models.attention import ATTENTION, KVCache, Layout
 from vw2.models.backends import (
     BACKENDS,
@@ -24,12 +25,13 @@ from vw2.models.backends import (
     random_mini,
     random_wan,
 )
+from vw2.models.control import ControlConfig
 from vw2.models.cosmos import CosmosConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import sample
 from vw2.models.port import VDM, VideoVAE
 from vw2.models.prior import PriorModelConfig, VAEConfig, VDMConfig
-from vw2.models.renderer import DLDMRenderer
+from vw2.models.renderer import DLDMRenderer, load_dldm, save_dldm
 from vw2.models.wan import WanBlockCausalProcessor, WanVDM
 from vw2.training.compute import generator
 
@@ -370,39 +372,95 @@ def test_frames_one_by_one_equal_the_clip(pair):
     torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_wan_checkpointing_changes_no_gradient(folders):
-    """Control residuals are added by hooks that are gone when checkpointing runs the blocks again."""
-    pair, grads = load_backend(*folders["wan"]), []
-    known = state(pair)
-    for _ in range(2):
-        control, context = residual(pair, 3).requires_grad_(), known["context"].clone().requires_grad_()
-        pair.vdm.zero_grad()
-        pair.vdm(**known | {"context": context}, control=[control]).square().sum().backward()
-        grads.append([control.grad, context.grad, pair.vdm.blocks[0].ffn.net[2].weight.grad])
-        pair.vdm.transformer.enable_gradient_checkpointing()
-        pair.vdm.train()
-    for one, two in zip(*grads, strict=True):
-        torch.testing.assert_close(one, two)
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_changes_no_number(kind, folders):
+    """Loss and gradients of a joint step; every block runs twice, those of the control branch among them."""
+    found, runs = [], []
+    for checkpointing in (False, True):
+        pair = load_backend(*folders[kind])
+        torch.manual_seed(1)
+        dldm = DLDM(tiny_config(vdm=AdaptConfig("lora", rank=2, checkpointing=checkpointing)), pair)
+        wake(dldm).train()
+        runs.append(0)
+        for block in (*pair.vdm.blocks, *dldm.control.blocks):
+            block.attn1.to_q.register_forward_hook(lambda *_: runs.append(runs.pop() + 1))
+        loss, _, _ = dldm(JointBatch(video(), video()[:, :, :1]), pair.vae, generator(0))
+        loss.backward()
+        found.append({"loss": loss} | {name: p.grad for name, p in dldm.named_parameters() if p.grad is not None})
+    assert runs == [3, 6] and found[0].keys() == found[1].keys()
+    for name, one in found[0].items():
+        torch.testing.assert_close(one, found[1][name], msg=name)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("kind", PUBLISHED)
-def test_weights_spread_over_devices_are_the_same_weights(kind, folders, tmp_path):
-    """Here there is but one device; what is spread still goes through accelerate's hooks."""
+def trained(kind: str, folders, tmp_path, **keys):
+    """A saved dLDM whose VDM is no longer the published one; its renderer, and how to load it again."""
     config, folder = folders[kind]
-    spread = load_backend(dataclasses.replace(config, device_map="auto", offload=str(tmp_path)), folder)
-    known = state(spread)
-    assert torch.equal(spread.vdm(**known), load_backend(config, folder).vdm(**known))
+    config = dataclasses.replace(config, **keys)
+    pair = load_backend(config, folder)
+    torch.manual_seed(1)
+    dldm = DLDM(tiny_config(backend=config, vdm=AdaptConfig("lora", rank=2)), pair)
+    wake(dldm, 5)
+    save_dldm(dldm, tmp_path / "dldm")
+    return DLDMRenderer(dldm, pair).eval(), lambda: load_dldm(tmp_path / "dldm", folder).place(torch.device("cpu"))
 
 
-@torch.no_grad()
-def test_wan_in_bfloat16(folders):
-    config, folder = folders["wan"]
-    pair = load_backend(dataclasses.replace(config, dtype="bfloat16"), folder)
-    assert pair.vdm.patch_embed.weight.dtype == torch.bfloat16 and pair.vae.net.dtype == torch.float32
-    exact = load_backend(config, folder).vdm(**state(pair))
-    velocity = pair.vdm(**state(pair))
-    assert velocity.dtype == torch.float32 and (velocity - exact).abs().mean() < 0.1 * exact.abs().mean()
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_spread_weights_are_the_trained_ones(kind, share, folders, tmp_path, monkeypatch):
+    """All on disk, some of them, none: a render is as without a device map. An older run's files are not read."""
+    plain, load = trained(kind, folders, tmp_path, device_map="auto", offload=str(tmp_path / "offload"))
+    total = sum(p.numel() * p.itemsize for p in plain.dldm.vdm.transformer.parameters())
+    monkeypatch.setattr(spread, "room", lambda: {"cpu": int(share * total)})
+    known = video(1, 1), torch.zeros(1, STEPS, CODES, dtype=torch.int64), plain.noise(video(1, 1), STEPS, generator(1))
+    for _ in range(2):  # the second time there are files of the first
+        wake(plain.dldm)
+        save_dldm(plain.dldm, tmp_path / "dldm")
+        loaded = load()
+        on_disk = [p.is_meta for p in loaded.dldm.vdm.parameters()]
+        assert any(on_disk) == (share < 1) and not loaded.dldm.vdm.null.is_meta
+        assert not any(p.is_meta for p in loaded.dldm.control.parameters())
+        assert torch.equal(loaded.render(*known), plain.render(*known))
+
+
+def test_no_folder_for_what_fits_nowhere(folders, tmp_path, monkeypatch):
+    _, load = trained("wan", folders, tmp_path, device_map="auto")
+    monkeypatch.setattr(spread, "room", lambda: {"cpu": 0})
+    with pytest.raises(UserError, match="dldm.backend.offload is null; set it to a folder"):
+        load()
+
+
+IN_BFLOAT16 = {kind: {"dtype": "bfloat16"} for kind in PUBLISHED} | {"mini": {}}
+HALVES = [(kind, keys, {}) for kind, keys in IN_BFLOAT16.items()]
+FULL = {"self_attention": "full", "cross_attention": "full", "control": ControlConfig(2, 0.5, "mlp", True)}
+HALVES += [("cosmos", IN_BFLOAT16["cosmos"] | {"tokens": 8}, FULL)]  # as the release
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind, keys, changes", HALVES)
+def test_weights_of_the_vdm_in_bfloat16(kind, keys, changes, autocast, folders):
+    """Velocity, joint loss with gradients and a render, with and without autocast; all else stays in float32."""
+    config, folder = folders[kind]
+    exact = load_backend(dataclasses.replace(config, **keys | ({"dtype": "float32"} if keys else {})), folder)
+    pair = load_backend(dataclasses.replace(config, **keys), folder)
+    pair.vdm.to(torch.bfloat16)  # mini has no such choice
+    assert {p.dtype for p in pair.vae.parameters()} <= {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.no_grad():
+            wanted, velocity = exact.vdm(**state(pair)), pair.vdm(**state(pair))
+        assert velocity.dtype == torch.float32 and (velocity - wanted).abs().mean() < 0.1 * wanted.abs().mean()
+        torch.manual_seed(1)
+        dldm = DLDM(tiny_config(**changes), pair)
+        wake(dldm.control.zero)
+        loss, _, _ = dldm(JointBatch(video(), video()[:, :, :1]), pair.vae, generator(0))
+    assert loss.isfinite()
+    loss.backward()
+    for part in (dldm.ldm.query, dldm.projection, dldm.control, dldm.vdm):
+        assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0, type(part).__name__
+    renderer, index = DLDMRenderer(dldm, pair).eval(), torch.zeros(1, STEPS, CODES, dtype=torch.int64)
+    noise = renderer.noise(video(1, 1), STEPS, generator(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        made = renderer.render(video(1, 1), index, noise)
+    assert made.shape == (1, 3, FRAMES, HEIGHT, WIDTH) and made.isfinite().all()
 
 
 def test_true_sizes():

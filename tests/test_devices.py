@@ -11,11 +11,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from vw2.console import UserError
 from vw2.media.colours import ColourConfig, recolour
 from vw2.models.denoiser import SOLVERS
 from vw2.models.dldm import JointBatch
 from vw2.models.renderer import DLDMRenderer
-from vw2.training.compute import generator
+from vw2.training.compute import ComputeConfig, generator, start
 
 GPU = torch.device("meta")
 
@@ -97,3 +98,9 @@ def test_colours(machine):
     with machine.mode:
         video = recolour(machine.move(clip()), [[1], [2]], ColourConfig(share=1.0), 0)
     assert video.device == GPU
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process, got 2"):
+        start(ComputeConfig(), 0)

@@ -1,5 +1,6 @@
 """The authors' files: names there and back bit for bit, wrappers and variants, reports of what does not fit, codes."""
 
+import io
 import json
 import os
 import re
@@ -137,6 +138,28 @@ def test_nested_containers(tmp_path, weights):
     assert report.fits and report.elsewhere == 1
 
 
+def test_nesting_without_end_is_refused(tmp_path):
+    """A dictionary in itself, and shared ones that stand for many."""
+    own, shared = {}, {"x": torch.zeros(1)}
+    own["a"] = own
+    for _ in range(12):
+        shared = dict.fromkeys("abcd", shared)
+    for tree, sentence in ((own, "nests dictionaries deeper than 16"), (shared, "holds more than 200000 entries")):
+        torch.save(tree, tmp_path / "tree.pt")
+        with pytest.raises(UserError, match=f"{sentence}, expected weights; save its state dict alone"):
+            read_checkpoint(tmp_path / "tree.pt")
+
+
+def test_what_is_no_weight_is_left_out_or_named(tmp_path):
+    state = {"net.norm._extra_state": io.BytesIO(b"of Transformer Engine"), "net.w": torch.zeros(2)}
+    torch.save(state, tmp_path / "a.pt")
+    assert set(read_checkpoint(tmp_path / "a.pt")) == {"net.w"}
+    for odd, kind in ((torch.ones(2).to_sparse(), "sparse_coo"), (torch.ones(2, device="meta"), "meta")):
+        torch.save(state | {"net.odd": odd}, tmp_path / "a.pt")
+        with pytest.raises(UserError, match=f"net.odd is a {kind} tensor, expected one with all its values"):
+            read_checkpoint(tmp_path / "a.pt")
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("exit 1",)
@@ -151,15 +174,21 @@ def test_files_that_are_no_weights_end_in_a_sentence(tmp_path):
     for name in ("evil.pt", "noise.pt", "noise.safetensors"):
         with pytest.raises(UserError, match="is no file of plain weights"):
             read_checkpoint(tmp_path / name)
+    torch.save({"model": Path("x")}, tmp_path / "path.pt")
+    for name, kind in (("evil", r"unsupported GLOBAL \w+.system"), ("path", r"Unsupported global: GLOBAL pathlib\S*")):
+        with pytest.raises(UserError, match=rf"is no file of plain weights \({kind}\); expected") as error:
+            read_checkpoint(tmp_path / f"{name}.pt")
+        assert "\x1b" not in str(error.value) and "\n" not in str(error.value)
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(UserError, match="holds a list, expected a dictionary"):
         read_checkpoint(tmp_path / "list.pt")
 
 
+@pytest.mark.parametrize("read", [read_checkpoint, lambda file: read_release_codes(file, 3, 2, 1000)])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_broken_files_end_in_a_sentence(tmp_path, zipped):
+def test_broken_files_end_in_a_sentence(tmp_path, zipped, read):
     file, rng = tmp_path / "file.pt", np.random.default_rng(0)
-    torch.save({"net.a": torch.zeros(30, 30)}, file, _use_new_zipfile_serialization=zipped)
+    torch.save({"net.a": torch.zeros(30, 6).long()}, file, _use_new_zipfile_serialization=zipped)
     whole, broken = file.read_bytes(), 0
     for cut in rng.integers(len(whole), size=100):
         changed = bytearray(whole)
@@ -167,9 +196,9 @@ def test_broken_files_end_in_a_sentence(tmp_path, zipped):
         for content in (whole[:cut], bytes(changed)):
             file.write_bytes(content)
             try:
-                read_checkpoint(file)
+                read(file)
             except UserError as error:
-                broken += "is no file of plain weights" in str(error) or "expected a dictionary" in str(error)
+                broken += "is no file of plain" in str(error) or "expected" in str(error)
     assert broken > 100
 
 
@@ -213,6 +242,8 @@ def test_a_file_of_something_else(weights):
 # Codes
 
 INFO = CodesInfo((8, 5, 5, 5), 3, 2)
+LOOP: list = []
+LOOP.append(LOOP)
 
 
 def test_codes_there_and_back(tmp_path):
@@ -239,18 +270,64 @@ def test_any_integers_will_do(tmp_path):
     assert codes["b"][1].tolist() == [[6, 7], [8, 9], [10, 11]]
 
 
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_tensors_arrays_and_lists_of_any_width(tmp_path, dtype):
+    """As the release reads them: with torch.tensor, whatever they are made of (fact sheet, 3.3)."""
+    array = np.arange(12, dtype=dtype).reshape(2, 6)
+    tensor = torch.from_numpy(array)
+    kinds = {
+        "array": array,
+        "arrays": list(array),
+        "tensor": tensor,
+        "tensors": list(tensor),
+        "big": array.astype(">i4"),
+    }
+    kinds |= {
+        "numbers": array.tolist(),
+        "mixed": [array[0], tensor[1].tolist()],
+        "one": tensor[0],
+        "part": tensor[:, :],
+    }
+    torch.save(kinds, tmp_path / "codes.pt")
+    wanted = np.arange(12).reshape(2, 3, 2)
+    for name, codes in read_release_codes(tmp_path / "codes.pt", 3, 2, 1000).items():
+        assert codes.dtype == np.int64 and np.array_equal(codes, wanted[: len(codes)]), name
+
+
 @pytest.mark.parametrize(
     "value, sentence",
     [
-        (torch.zeros(2, 5, dtype=torch.long), r"expected integers \(clips, 6\), got \(2, 5\) int64; change steps"),
+        (torch.zeros(2, 5, dtype=torch.long), r"expected integers \(clips, 6\), got \(2, 5\); change steps"),
         (torch.zeros(2, 6), r"expected integers \(clips, 6\), got \(2, 6\) float32"),
         (torch.full((1, 6), 1000), r"expected codes in \[0, 1000\), got 1000 to 1000"),
+        (np.zeros((2, 6)), r"is no file of plain codes \(Can only build .*Float64DType"),
         ("codes", r"expected integers \(clips, 6\), got str"),
+        ({"b": torch.zeros(1, 6).long()}, r"got dict; save them as an integer tensor"),
+        ([[1, 2], [3]], r"got rows of unequal lengths"),
+        ([[[[1]]]], r"got list"),
+        (LOOP, r"got list"),
+        ([], r"got \(0,\) float64"),
+        (torch.zeros(2, 6, dtype=torch.bool), r"got \(2, 6\) bool"),
+        (torch.zeros(2, 6, dtype=torch.complex64), r"got \(2, 6\) complex64"),
+        (torch.ones(2, 6).long().to_sparse(), r"got a sparse_coo tensor"),
+        (torch.zeros(2, 6, device="meta").long(), r"got a meta tensor"),
+        (torch.zeros(1, 1).long().expand(10**12, 6), r"got \(1000000000000, 6\) int64 made of fewer numbers"),
+        (np.full((1, 6), 2**64 - 1, np.uint64), r"got 9223372036854775807 to 9223372036854775807"),
+        (torch.full((1, 6), -1), r"got -1 to -1"),
     ],
 )
 def test_wrong_codes_end_in_a_sentence(tmp_path, value, sentence):
     torch.save({"a": value}, tmp_path / "codes.pt")
     with pytest.raises(UserError, match=sentence):
+        read_release_codes(tmp_path / "codes.pt", 3, 2, 1000)
+
+
+def test_a_stem_twice_is_refused(tmp_path):
+    torch.save({1: torch.zeros(2, 6).long(), "1": torch.zeros(1, 6).long()}, tmp_path / "codes.pt")
+    with pytest.raises(UserError, match="expected one entry per video in .*, got two named 1; rename one"):
         read_release_codes(tmp_path / "codes.pt", 3, 2, 1000)
 
 

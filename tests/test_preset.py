@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from stages import preset
 from vw2 import params as reader
 from vw2.console import UserError
-from vw2.patch import parse, patch
+from vw2.models.dldm import DLDMConfig
+from vw2.patch import leaves, parse, patch
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = """\
@@ -174,3 +178,77 @@ def test_committed_presets_fit_params_yaml(name):
     result, _ = patch(text, overrides, name)
     assert result.count("#") == text.count("#")
     assert reader.load(ROOT / "params.yaml").keys() == parse(result, name).keys()
+
+
+# ---------------------------------------------------------------- what the comments of params.yaml say of the sources
+
+GROUPS = ("dldm", "warmup_dldm", "train_dldm", "ar")
+NUMBER = r"null|true|false|\d+(?:\.\d+)?(?:e-?\d+)?"
+
+
+def comments(text: str) -> dict[str, str]:
+    """Dotted key -> the comment above it and behind it, in one line."""
+    found, above, path = {}, [], []
+    for line in text.splitlines():
+        body = line.strip()
+        if body.startswith("#"):
+            above.append(body.lstrip("# "))
+        elif match := re.match(r"(\w+):(?:[^#]*# (.*))?", body):
+            path[(len(line) - len(line.lstrip())) // 2 :] = [match[1]]
+            found[".".join(path)] = " ".join([*above, match[2] or ""]).strip()
+            above = []
+    return found
+
+
+def choices(kind: type, prefix: str) -> dict[str, tuple]:
+    """Dotted key -> the words that it may be, of a config dataclass and those in it."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found |= choices(hint, f"{prefix}.{name}")
+        elif get_origin(hint) is Literal:
+            found[f"{prefix}.{name}"] = get_args(hint)
+    return found
+
+
+def named(comment: str, source: str, words: tuple = ()) -> list:
+    """The value that a comment names for a source, if it says so in a way that can be read off; else none.
+
+    A word is the last possible one before "(paper)"; a number stands as in "(paper: 93)", "0 = none (paper)" or
+    "true: its own (release)".
+    """
+    if words:
+        before = re.match(rf"(.*?)\({source}[);:]", comment)
+        return re.findall(rf"\b({'|'.join(words)})\b", before[1])[-1:] if before else []
+    match = re.search(rf"\b{source}: ({NUMBER})(?=[,;)]| of )", comment)
+    match = match or re.search(rf"(?:^|[,;] )({NUMBER})(?:(?: =|:) [^;(]*)? \({source}[);]", comment)
+    return [{"null": None, "true": True, "false": False}.get(match[1], match[1])] if match else []
+
+
+def said(source: str) -> dict:
+    """Dotted key -> value that the comments of params.yaml name for a source, in the groups of the models."""
+    words = choices(DLDMConfig, "dldm")
+    texts = {key: text for key, text in comments((ROOT / "params.yaml").read_text()).items() if text}
+    read = {key: named(text, source, words.get(key, ())) for key, text in texts.items() if key.split(".")[0] in GROUPS}
+    # what only the frame parts look at says nothing of presets with the causal ones
+    values = {key: value[0] for key, value in read.items() if value and not texts[key].startswith("frames:")}
+    return {key: float(value) if re.match(r"\d", str(value)) else value for key, value in values.items()}
+
+
+def test_comments_are_read():
+    paper, release = said("paper"), said("release")
+    some = {"dldm.sampling_start": 1, "dldm.reconstruction_loss": "l2", "ar.optim.muon": None, "ar.optim.warmup": 5000}
+    some |= {"dldm.causal.connector": 0, "dldm.causal.view": "prefix", "train_dldm.optim.batch": 128}
+    assert paper | some == paper and len(paper) > 25
+    some = {"dldm.sampling_solver": "ab2", "dldm.control.own_time": True, "dldm.control.blocks": 3, "dldm.guidance": 7}
+    some |= {"dldm.control.hint": "mlp", "train_dldm.optim.steps": 30000, "dldm.cross_attention": "full"}
+    assert release | some == release and len(release) > 15
+
+
+@pytest.mark.parametrize("name, source", [("paper", "paper"), ("wan", "paper"), ("release", "release")])
+def test_presets_hold_what_the_comments_say(name, source):
+    """No key whose comment names the source's value keeps another one of the mini."""
+    overrides = parse((ROOT / "presets" / f"{name}.yaml").read_text(), name)
+    text, _ = patch((ROOT / "params.yaml").read_text(), overrides, name)
+    now = dict(leaves(parse(text, name)))
+    assert {key: now[key] for key in said(source)} == said(source)

@@ -400,6 +400,9 @@ def test_true_size():
     "changes, sentence",
     [
         ({"patch": 3}, "dldm.causal.patch must be a power of 2, at least 2, got 3"),
+        ({"patch": 8}, "dldm.causal.time must be at least dldm.causal.patch 8, which is part of it, got 4; raise"),
+        ({"patch": 8, "space": 4, "time": 8}, "dldm.causal.space must be at least dldm.causal.patch 8"),
+        ({"multipliers": ()}, "dldm.causal.multipliers must name at least one level, got none"),
         ({"multipliers": (2,)}, "dldm.causal: 1 multipliers cannot compress patches of 4 to space 16 and time 4"),
         ({"channels": 3, "multipliers": (1, 1, 1)}, "dldm.causal: the width 3 must be a multiple of 8"),
         ({"codebook": 8, "levels": (4, 2)}, "dldm.levels must be at least 3"),

@@ -5,7 +5,7 @@ What is particular to a model, its names above all, stands in a `KeyMap` (keys_t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vw2.console import UserError
+from vw2.interop.plain import is_dense, read_plain, reason
 from vw2.scratch import atomic_file
 
 # put into names by torch.compile, FSDP, activation checkpointing
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 CONTAINERS = ("model.", "state_dict.")  # top-level keys of a file
 SHOWN = 3  # names of each kind in a sentence
+DEPTH, ENTRIES = 16, 200_000  # the most of nested dictionaries; no training state comes near, hostile files do
 
 
 @dataclass(frozen=True)
@@ -73,41 +75,53 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Raises: UserError if the file is missing, broken, or holds anything that only running its code could load.
     """
-    if not path.is_file():
+    wanted = "expected .safetensors, or a .pt that torch.load(weights_only=True) reads; download it again or save its "
+    if path.suffix != ".safetensors":
+        tree = read_plain(path, "weights", f"{wanted}state dict")
+    elif path.is_file():
+        try:
+            tree = load_file(path)
+        except (PermissionError, MemoryError):
+            raise
+        except Exception as error:
+            raise UserError(f"{path} is no file of plain weights ({reason(error)}); {wanted}state dict") from None
+    else:
         raise UserError(f"{path} does not exist; check the path")
-    try:
-        if path.suffix == ".safetensors":
-            return flatten(load_file(path))
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # a broken pickle makes its reader fail in any way
-        raise UserError(
-            f"{path} is no file of plain weights ({first_line(error)}); expected .safetensors, or a .pt that "
-            "torch.load(weights_only=True) reads; download it again or save its state dict"
-        ) from None
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}, expected a dictionary of tensors; save its state dict")
-    return flatten(tree)
+    return flatten(tree, path)
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first."""
-    return str(error).partition("\n")[0] or type(error).__name__
+def flatten(tree: Mapping, path: Path) -> dict[str, Tensor]:
+    """Nested dictionaries -> dotted names of the tensors in them; wrappers around names go.
 
-
-def flatten(tree: Mapping, prefix: str = "") -> dict[str, Tensor]:
-    """Nested dictionaries -> dotted names of the tensors in them; wrappers around names go."""
+    Args:
+        path: of their file, for messages.
+    Raises: UserError if dictionaries are nested without end or hold too much, or a tensor has no values.
+    """
     found: dict[str, Tensor] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{name}.")
-        elif isinstance(value, Tensor):
-            for wrapper in WRAPPERS:
-                name = name.replace(wrapper, "")
-            found[name] = value
+    for count, (name, value) in enumerate(entries(tree, path)):
+        if count == ENTRIES:
+            raise UserError(f"{path} holds more than {ENTRIES} entries, expected weights; save its state dict alone")
+        if not isinstance(value, Tensor):
+            continue
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")
+        if not is_dense(value):
+            kind = "meta" if value.is_meta else str(value.layout)[6:]
+            raise UserError(f"{path}: {name} is a {kind} tensor, expected one with all its values; save it dense")
+        found[name] = value
     return found
+
+
+def entries(tree: Mapping, path: Path, prefix: str = "", depth: int = DEPTH) -> Iterator[tuple[str, object]]:
+    """Dotted names and values of nested dictionaries, they themselves included. Raises: as `flatten`."""
+    if not depth:
+        raise UserError(f"{path} nests dictionaries deeper than {DEPTH}, expected weights; save its state dict alone")
+    for key, value in tree.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from entries(value, path, f"{prefix}{key}.", depth - 1)
 
 
 def variants(prefixes: tuple[str, ...]) -> dict[bool, list[str]]:

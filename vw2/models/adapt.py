@@ -18,6 +18,7 @@ class AdaptConfig:
     train: Literal["random", "frozen", "lora", "full"] = "full"
     rank: int = 16  # of the LoRA matrices
     alpha: float = 16.0  # their factor is alpha / rank
+    checkpointing: bool = False  # compute the blocks again in the backward pass rather than keep what they computed
 
     def __post_init__(self):
         if self.rank < 1 or self.alpha <= 0:
@@ -33,8 +34,14 @@ def start_vdm(prior: VideoPrior, config: AdaptConfig) -> None:
 
 
 def adapt_vdm(vdm: nn.Module, config: AdaptConfig) -> None:
-    """Fix which parameters of the VDM learn; `lora` puts matrices into its attention that change nothing at first."""
+    """Fix which parameters of the VDM learn; `lora` puts matrices into its attention that change nothing at first.
+
+    With `checkpointing` the blocks, and the copies of them that the control branch runs, are computed again in the
+    backward pass: more time, far less memory, the same numbers.
+    """
     ADAPTERS[config.train](vdm, config)
+    if config.checkpointing:
+        vdm.transformer.enable_gradient_checkpointing()
 
 
 def _all(vdm: nn.Module, config: AdaptConfig) -> None:

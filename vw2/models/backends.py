@@ -38,7 +38,7 @@ class BackendConfig:
     weights: str | None = None  # hub id or local folder; None for mini
     revision: str | None = None  # commit on the hub; not looked at for a folder
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the VDM's weights; the VAE stays in float32
-    device_map: Literal["auto"] | None = None  # auto: spread over GPUs, CPU and `offload`, to render with
+    device_map: Literal["auto"] | None = None  # auto: rendering spreads the VDM over GPUs, CPU and `offload`
     offload: str | None = None  # folder for weights that fit nowhere else
     # cosmos: zeros fill the context up to this many tokens, under no masks (release: 512); 0 = one learned token in
     # front of the codes, masks as dldm.self_attention and dldm.cross_attention say
@@ -61,10 +61,10 @@ class BackendConfig:
         if self.offload is not None and self.device_map is None:
             raise ValueError("dldm.backend.offload goes with dldm.backend.device_map auto, got null; set one of them")
 
-    def options(self) -> dict:
-        """What diffusers' from_pretrained is told about the transformer."""
-        chosen = {"device_map": self.device_map, "offload_folder": self.offload}
-        return {"torch_dtype": DTYPES[self.dtype]} | {key: value for key, value in chosen.items() if value is not None}
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` for diffusers' from_pretrained."""
+        return DTYPES[self.dtype]
 
 
 class Pair(nn.Module):
@@ -114,14 +114,14 @@ def load_cosmos(config: BackendConfig, _: Path) -> Pair:
     folder, vae = published(config)
     attention = "full" if config.tokens else "causal"
     with reading(CosmosTransformer3DModel, folder / "transformer"):
-        vdm = CosmosVDM.load(str(folder), tokens=config.tokens, attention=attention, **config.options())
+        vdm = CosmosVDM.load(str(folder), tokens=config.tokens, attention=attention, torch_dtype=config.torch_dtype)
         complete(vdm.transformer, folder / "transformer")
     return Pair(vae, vdm)
 
 
 def load_wan(config: BackendConfig, _: Path) -> Pair:
     folder, vae = published(config)
-    net = read(WanTransformer3DModel, folder / "transformer", **config.options())
+    net = read(WanTransformer3DModel, folder / "transformer", torch_dtype=config.torch_dtype)
     return Pair(vae, WanVDM(net))
 
 

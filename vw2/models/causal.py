@@ -45,8 +45,16 @@ class CausalConfig:
                 raise ValueError(
                     f"dldm.causal.{name} must be a power of 2, at least 2, got {getattr(self, name)}; change it"
                 )
+        for name in ("space", "time"):
+            if (size := getattr(self, name)) < self.patch:
+                raise ValueError(
+                    f"dldm.causal.{name} must be at least dldm.causal.patch {self.patch}, which is part of it, got "
+                    f"{size}; raise dldm.causal.{name} or lower dldm.causal.patch"
+                )
+        if not self.multipliers:
+            raise ValueError("dldm.causal.multipliers must name at least one level, got none; add one")
         count, space, time = len(self.multipliers), halvings(self.space, self.patch), halvings(self.time, self.patch)
-        if min(space, time) < 0 or sum(space_ups(count, space, time)) != space or sum(time_ups(count, time)) != time:
+        if sum(space_ups(count, space, time)) != space or sum(time_ups(count, time)) != time:
             raise ValueError(
                 f"dldm.causal: {count} multipliers cannot compress patches of {self.patch} to space {self.space} and "
                 f"time {self.time}; add multipliers or change patch"

@@ -77,7 +77,7 @@ class LinearHint(nn.Linear):
 
     def through(self, block: Block, hidden: Tensor, latents: Tensor) -> Tensor:
         """The first block with the hint, (B, L P, width) -> the same."""
-        return block(hidden + self(latents))
+        return block(hidden + self(latents).type_as(hidden))
 
 
 class MLPHint(nn.Module):
@@ -101,7 +101,7 @@ class MLPHint(nn.Module):
 
     def through(self, block: Block, hidden: Tensor, latents: Tensor) -> Tensor:
         """The first block, and behind it the hint, (B, L P, width) -> the same."""
-        return block(hidden) + self(latents)
+        return block(hidden) + self(latents).type_as(hidden)
 
 
 HINTS = {"linear": LinearHint, "mlp": MLPHint}
@@ -150,8 +150,12 @@ class ControlBranch(nn.Module):
         clock = {} if self.time_embed is None else {"time_embed": self.time_embed}
         hidden, run = vdm.begin(noisy, time, first, tokens, self.patch_embed, **clock)
         hidden = self.hint.through(partial(run, self.blocks[0]), hidden, hint.detach())
-        residuals = [self.weight * self.zero[0](hidden)]
+        residuals = [self.residual(self.zero[0], hidden)]
         for block, out in zip(self.blocks[1:], self.zero[1:], strict=True):
             hidden = run(block, hidden)
-            residuals.append(self.weight * out(hidden))
+            residuals.append(self.residual(out, hidden))
         return residuals
+
+    def residual(self, out: nn.Linear, hidden: Tensor) -> Tensor:
+        """What a copied block adds; hint and outputs stay in float32 where copies of the VDM's parts are bfloat16."""
+        return self.weight * out(hidden.type_as(out.weight))

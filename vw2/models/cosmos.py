@@ -132,7 +132,7 @@ class CosmosVDM(nn.Module):
             source: local folder or hub id, with a subfolder `transformer`.
             revision: commit of the hub repository; needed for a hub id, so that a run can be repeated.
             tokens, attention: as in CosmosConfig.
-            options: passed on to diffusers: torch_dtype, device_map, ...
+            options: passed on to diffusers: torch_dtype, ...
         Raises: ValueError if a hub id comes without a revision.
         """
         if revision is None and not Path(source).is_dir():
@@ -188,28 +188,33 @@ class CosmosVDM(nn.Module):
         return self.transformer.time_embed
 
     def inputs(self, noisy: Tensor, time: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Put the clean first frame in place: latents, per-frame times (B, 1, L, 1, 1), condition mask."""
+        """Put the clean first frame in place: latents, per-frame times (B, 1, L, 1, 1), condition mask.
+
+        Latents and mask are of the weights' dtype, times as precise as they came.
+        """
         config, frames, given = self.config, noisy.shape[2], self.layout.given  # a later window holds no given frame
         self.layout.frames = frames
         latents = torch.cat([first[:, :, :given], noisy[:, :, given:]], dim=2)
         times = over_latents(time).expand(-1, -1, frames, -1, -1) * config.time_scale
         known = torch.full_like(times[:, :, :given], config.first_time * config.time_scale)
-        mask = torch.zeros_like(noisy[:, :1])
+        latents = latents.to(self.patch_embed.proj.weight.dtype)
+        mask = torch.zeros_like(latents[:, :1])
         mask[:, :, :given] = 1
         return latents, torch.cat([known, times[:, :, given:]], dim=2), mask
 
     def tokens(self, context: Tensor | None, like: Tensor) -> Tensor:
         """The context (B, K N, D) as the network reads it (B, S, D): behind the learned token, or filled up with zeros.
 
-        Zero tokens take their part in the softmax, so their number matters to the released weights.
+        Its dtype becomes that of `like`, the latents. Zero tokens take their part in the softmax, so their number
+        matters to the released weights.
         """
         if not self.config.tokens:
-            null = self.null.expand(len(like), -1, -1)
-            return null if context is None else torch.cat([null, context], dim=1)
+            null = self.null.expand(len(like), -1, -1).type_as(like)
+            return null if context is None else torch.cat([null, context.type_as(like)], dim=1)
         given = like.new_zeros(len(like), 0, self.context) if context is None else context
         room = self.config.tokens - given.shape[1]
         assert room >= 0, f"expected at most {self.config.tokens} context tokens, got {given.shape[1]}"
-        return pad(given, (0, 0, 0, room))
+        return pad(given.type_as(like), (0, 0, 0, room))
 
     def begin(
         self,
@@ -236,7 +241,7 @@ class CosmosVDM(nn.Module):
             x.unflatten(0, (len(noisy), -1)).repeat_interleave(each, dim=1)  # (B L, .) -> (B, L P, .)
             for x in (time_embed or self.time_embed)(hidden, times.flatten())
         )
-        rope, tokens = self.transformer.rope(latents, fps=None), self.tokens(context, noisy)
+        rope, tokens = self.transformer.rope(latents, fps=None), self.tokens(context, latents)
 
         def run(block: nn.Module, hidden: Tensor) -> Tensor:
             if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
@@ -269,13 +274,13 @@ class CosmosVDM(nn.Module):
         out = self.transformer(
             hidden_states=latents,
             timestep=times,
-            encoder_hidden_states=self.tokens(context, noisy),
+            encoder_hidden_states=self.tokens(context, latents),
             condition_mask=mask,
             padding_mask=torch.zeros_like(mask[:1, :, 0]),
             block_controlnet_hidden_states=residuals,
             return_dict=False,
         )[0]
-        return self.to_velocity(out, noisy, time, first)
+        return self.to_velocity(out.type_as(noisy), noisy, time, first)
 
     def to_velocity(self, out: Tensor, noisy: Tensor, time: Tensor, first: Tensor) -> Tensor:
         """The network's output as a velocity (x_t - x_0) / t."""

@@ -106,7 +106,7 @@ def complete(model: ModelMixin, folder: Path) -> None:
 
 
 def read(kind: type[Model], folder: Path, **options) -> Model:
-    """A pretrained diffusers model; `options` are those of from_pretrained: torch_dtype, device_map, ...
+    """A pretrained diffusers model; `options` are those of from_pretrained: torch_dtype, ...
 
     Raises: UserError if the folder holds another class, broken files or other weights.
     """

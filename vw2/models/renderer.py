@@ -19,6 +19,7 @@ from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_ldm
 from vw2.models.port import VideoPrior
 from vw2.models.settings import read_json, settings
+from vw2.models.spread import spread
 
 
 class Renderer(Protocol):
@@ -45,11 +46,9 @@ class DLDMRenderer(nn.Module):
         self.dldm, self.prior, self.ldm, self.backend = dldm, prior, dldm.ldm, dldm.config.backend
 
     def place(self, device: torch.device) -> "DLDMRenderer":
-        """Move to a device all but a VDM that `dldm.backend.device_map` has placed."""
-        stays = self.dldm.vdm if self.backend.device_map else None
+        """Move it to a device, the VDM of the prior included."""
         for part in (*self.dldm.children(), self.prior.vae):
-            if part is not stays:
-                part.to(device)
+            part.to(device)
         return self
 
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
@@ -59,6 +58,18 @@ class DLDMRenderer(nn.Module):
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         return self.dldm.render(self.prior.vae, first_frame, index, noise)
+
+
+class SpreadRenderer(DLDMRenderer):
+    """One whose VDM is spread over what the machine has (`dldm.backend.device_map` auto); it cannot be trained."""
+
+    def place(self, device: torch.device) -> "SpreadRenderer":
+        """Spread the VDM and move all else to a device; only then, for its weights must be the final ones."""
+        others = (part for part in self.dldm.children() if part is not self.dldm.vdm)
+        for part in (*others, self.prior.vae):
+            part.to(device)
+        spread(self.dldm.vdm, device, self.backend.offload)
+        return self
 
 
 class LDMRenderer(nn.Module):
@@ -92,7 +103,8 @@ def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
     prior = load_backend(config.backend, prior_folder)
     dldm = DLDM(config, prior)
     dldm.load_state_dict(load_file(folder / "dldm.safetensors"))
-    return DLDMRenderer(dldm, prior).eval()
+    kind = DLDMRenderer if config.backend.device_map is None else SpreadRenderer
+    return kind(dldm, prior).eval()
 
 
 def load_renderer(folder: Path, prior_folder: Path) -> DLDMRenderer | LDMRenderer:

@@ -1,11 +1,14 @@
 """Where and how numbers are computed: threads, dtype, device, seeds. All can change results, so stages track it."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+
+from vw2.console import UserError
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,14 @@ def start(config: ComputeConfig, seed: int) -> Accelerator:
     """Fix threads and determinism for this process and return the accelerator.
 
     Parameters made afterwards depend on `seed` alone. On CPU the same seed, threads and dtype give the same bits.
+
+    Raises: UserError if several processes were launched: each would train the same model and write the same files.
     """
+    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise UserError(
+            f"expected one process, got {ranks} (torchrun or accelerate launch); start this stage without it: only "
+            "ingest and clip share their work among several"
+        )
     torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,56 @@
+"""Files of others as torch.save writes them, read without running anything that is in them."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.serialization import safe_globals
+
+from vw2.console import UserError
+
+# What may stand in a file beside tensors and Python's own types: arrays of integers (codes), under the names that
+# NumPy 1 and 2 give them, and buffers of bytes (the _extra_state of Transformer Engine).
+HARMLESS = [
+    np.ndarray,
+    np.dtype,
+    *sorted({type(np.dtype(code)) for code in np.typecodes["AllInteger"]}, key=lambda kind: kind.__name__),
+    *[(np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
+    io.BytesIO,
+]
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+UNSUPPORTED = re.compile(r"[Uu]nsupported .+?(?= was not | whose |\. |\n|$)")  # the heart of torch's advice
+
+
+def read_plain(path: Path, kind: str, wanted: str) -> Any:
+    """What a .pt or .pth file holds, tensors on the CPU.
+
+    Args:
+        kind: of file, such as "weights", for messages.
+        wanted: what to have instead, for messages.
+    Raises: UserError if the file is missing, broken, or holds anything that only running its code could load.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; check the path")
+    try:
+        with safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a broken pickle makes its reader fail in any way
+        raise UserError(f"{path} is no file of plain {kind} ({reason(error)}); {wanted}") from None
+
+
+def reason(error: Exception) -> str:
+    """What an error says first; of torch's long advice on files that it refuses, what it refuses."""
+    text = ESCAPES.sub("", str(error)).rpartition("WeightsUnpickler error:")[2]
+    found = UNSUPPORTED.search(text)
+    return found[0] if found else text.strip().partition("\n")[0] or type(error).__name__
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether it has values, one after the other: not sparse, and not on the meta device."""
+    return tensor.layout == torch.strided and not tensor.is_meta
