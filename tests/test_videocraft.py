@@ -119,7 +119,8 @@ def test_faulty_key_frames_are_told(tmp_path, text, words):
 
 def test_stages_on_the_layout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "craft", "paper_boat_1", "paper_boat_2_0", frames=60)
+    write(tmp_path / "craft", "paper_boat_1", frames=60)
+    write_raw(tmp_path / "craft/paper_boat_2_0.mp4", map(numbered_frame, range(200, 260)), 10)
     (tmp_path / "craft/keyframes.csv").write_text("file,clip,start,stop\npaper_boat_1.mp4,0,1.0,5.0\n")
     parameters(tmp_path, source="videocraft", path="craft")
     ingest_stage.main(Path("params.yaml"))
