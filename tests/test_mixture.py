@@ -182,7 +182,7 @@ def test_adopted_videos_keep_their_tracks_and_the_adapter_its_files(tmp_path):
 
 def test_one_environment_of_a_source_may_be_shared_within_it_alone():
     schema = {"id": pl.String, "source": pl.String, "split": pl.String, "environment": pl.String, "hash": pl.String}
-    nothing = {"start": pl.lit(None, pl.Float64), "stop": pl.lit(None, pl.Float64)}
+    nothing = {"start": pl.lit(None, pl.Float64), "stop": pl.lit(None, pl.Float64), "fps": pl.lit(16.0)}
 
     def check(*rows):
         frame = pl.DataFrame(rows, schema=schema, orient="row").with_columns(**nothing)

@@ -52,11 +52,11 @@ def digest(*tensors: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(each.contiguous().numpy().tobytes() for each in tensors)).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------- the mini, as it was when it had a class of its own
+# ---------------------------------------------------------------- the mini, as it is since its decoder warps
 
 
 def test_names_and_first_draws_of_the_mini_stay():
-    for config, weights, after in ((SMALL, "2732a7af6edaaa74", 0.86627501), ({}, "a5c2f07838501f11", 0.84836555)):
+    for config, weights, after in ((SMALL, "a1e59ad7588e7189", 0.35904884), ({}, "ffc1bb50a4911bd0", 0.27411222)):
         torch.manual_seed(0)
         ldm = LDM(LDMConfig(**config))
         assert hashlib.sha256("\n".join(ldm.state_dict()).encode()).hexdigest()[:16] == "7cfc0c19e65ad3cf"
@@ -70,11 +70,11 @@ def test_outputs_of_the_mini_stay():
     ldm, video = wake(LDM(LDMConfig(**SMALL))), clip()
     loss, _, _ = ldm(video, video[:, :, :1])
     loss.backward()
-    assert loss.item() == pytest.approx(4.6001735, rel=1e-5)
-    assert sum(p.grad.double().abs().sum().item() for p in ldm.parameters()) == pytest.approx(1239.93758, rel=1e-3)
+    assert loss.item() == pytest.approx(4.1246448, rel=1e-5)
+    assert sum(p.grad.double().abs().sum().item() for p in ldm.parameters()) == pytest.approx(1220.52916, rel=1e-3)
     index = ldm.eval().encode(video)
     assert digest(index) == "a1691e71baca770d"
-    assert ldm.coarse(video[:, :, :1], index).double().abs().sum().item() == pytest.approx(40725.3244, rel=1e-5)
+    assert ldm.coarse(video[:, :, :1], index).double().abs().sum().item() == pytest.approx(39416.9050, rel=1e-5)
 
 
 def test_pretrained_mini_still_fits():
@@ -262,7 +262,7 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
     codes = read_codes(Path("data/codes"))
     *_, (drawn,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
     assert drawn.shape == (9, 32, 32, 3)
-    with pytest.raises(UserError, match="3 weights of the LDM that .* are not in data/warmup"):
+    with pytest.raises(UserError, match="dldm.levels is .* but the LDM in data/warmup was made with"):
         write = stage_params(CONTEXT).read_text().replace("codebook: 1000", "codebook: 64000")
         Path("params.yaml").write_text(write)
         train_dldm.main(Path("params.yaml"))

@@ -31,9 +31,9 @@ class ControlConfig:
     blocks: int = 1  # copied blocks (the release: 3 of 28); 0 switches the branch off
     weight: float = 1.0  # factor on the residuals (the release: 0.5)
     hint: Literal["linear", "mlp"] = "linear"  # how the coarse video enters (the release: mlp)
-    sees: Literal["change", "grey"] = "change"  # of the coarse video, see SEES
     own_time: bool = False  # its own copy of the time embedding (the release: true)
     weights: str | None = None  # safetensors file to begin the joint stage with; None = copies of the VDM's blocks
+    sees: Literal["change", "grey"] = "change"  # of the coarse video, see SEES
 
     def __post_init__(self):
         if self.weights is not None and not self.blocks:
