@@ -355,6 +355,7 @@ def test_what_the_branch_sees():
 
     coarse = draw(1, 3, 2, 4, 4).clamp(-1, 1)
     assert torch.equal(SEES["change"](Pixels, coarse, coarse[:, :, :1]), coarse - coarse[:, :, :1])
+    assert torch.equal(SEES["change"](None, coarse, coarse[:, :, :1], coarse), coarse - coarse[:, :, :1]), "at hand"
     coarse[:, :, 0, 0, 0] = torch.tensor([1.0, -1.0, -1.0])  # red
     light = SEES["grey"](Pixels, coarse, coarse[:, :, :1])
     assert torch.equal(light[:, 0], light[:, 1]) and torch.equal(light[:, 0], light[:, 2])

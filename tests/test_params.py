@@ -179,6 +179,8 @@ def test_what_a_class_refuses_is_said_with_the_name_of_its_group():
                 raise ValueError("heads must be at least 0; raise it")
             self.__dict__["each"] = 8 // self.heads
 
+    with pytest.raises(UserError, match="^ea: heads must be at least"):  # "ea" stands in "least", but not as a word
+        params.build(Part, {"heads": -1}, "ea")
     with pytest.raises(UserError, match="^ar.model: heads must"):
         params.build(Part, {"heads": -1}, "ar.model")
     with pytest.raises(UserError, match="^ar.model: .*zero"):

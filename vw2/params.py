@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -114,7 +115,8 @@ def build(cls: type[Config], group: Any, name: str, **given: Any) -> Config:
         return cls(**values, **given)
     except (ValueError, ArithmeticError) as error:
         said = str(error)
-        raise UserError(said if name in said else f"{name}: {said}") from error
+        named = re.search(rf"\b{re.escape(name)}\b", said)  # as a word: "ar" stands in "learning rate" too
+        raise UserError(said if named else f"{name}: {said}") from error
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:

@@ -42,20 +42,20 @@ class ControlConfig:
             )
 
 
-def change(vae, coarse: Tensor, known: Tensor) -> Tensor:
+def change(vae, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
     """Latents of the coarse video minus those of the first frame (our choice)."""
-    return vae.encode(coarse) - known
+    return (vae.encode(coarse) if latents is None else latents) - known
 
 
-def grey(vae, coarse: Tensor, known: Tensor) -> Tensor:
+def grey(vae, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
     """Latents of the coarse video in grey (release)."""
     red, green, blue = (coarse / 2 + 0.5).unbind(1)
     light = 0.2989 * red + 0.587 * green + 0.114 * blue
     return vae.encode((2 * light - 1)[:, None].expand_as(coarse))
 
 
-# What the branch sees: (VAE, coarse video (B, 3, T, H, W) in [-1, 1], latents of its first frame (B, C, 1, h, w)) ->
-# hint (B, C, L, h, w).
+# What the branch sees: (VAE, coarse video (B, 3, T, H, W) in [-1, 1], latents of its first frame (B, C, 1, h, w), and
+# its own where they are at hand) -> hint (B, C, L, h, w).
 SEES = {"change": change, "grey": grey}
 
 

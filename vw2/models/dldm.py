@@ -280,8 +280,9 @@ class DLDM(nn.Module):
 
     def render_window(self, vae, frame: Tensor, codes: Tensor, coarse: Tensor, noise: Tensor) -> Tensor:
         """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`."""
-        first, start, config = vae.encode(frame), vae.encode(fill(coarse)), self.config
-        hint = self.sees(vae, fill(coarse), first)
+        first, whole, config = vae.encode(frame), fill(coarse), self.config
+        start = vae.encode(whole)
+        hint = self.sees(vae, whole, first, start)
         untold = torch.ones(len(first), dtype=torch.bool, device=first.device)
         flow = lambda who: lambda x, t, frames: self.velocity(x, t, first, codes, hint[:, :, frames], who)  # noqa: E731
         velocity = guided(flow(None), flow(untold), config.guidance)  # both see first frame and coarse video (release)
