@@ -24,7 +24,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from benchmarks.films import FPS, make_film
 from vw2.console import UserError, run, table, track
-from vw2.data.clips import ClipConfig, cut_video, source_index
+from vw2.data.clips import ClipConfig, cut_video
+from vw2.data.frame_rate import source_index
 from vw2.data.sources.folder import find_videos
 from vw2.media.decode import probe, read_frames, scan
 from vw2.media.picture import SHRINK

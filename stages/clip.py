@@ -101,7 +101,7 @@ def draw(store: ClipStore) -> None:
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
     """Cut the videos of the manifest into clips that share one frame with their neighbours."""
     values = parameters.load(params)
-    workers = worker_count(values.get("runtime") or {})
+    workers = worker_count(values["runtime"])
     config = parameters.build(ClipConfig, values.get("clip"), "clip")
     shared = parameters.build(guards.SplitsConfig, values.get("splits"), "splits")
     frame = manifest.read(MANIFEST)

@@ -27,7 +27,7 @@ from vw2.console import UserError, progress, run, say, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.evaluation import benchmark
-from vw2.evaluation.benchmark import CEILING, CONTROLS, COPY, TIMED
+from vw2.evaluation.benchmark import CEILING, COPY, TIMED
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import lpips_model
 from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_video
@@ -70,7 +70,7 @@ def judge_case(case: Case, work: list, folder: Path, classifier, perceptual, con
     for name, sample, path in work:
         frames = case.frames if name == CEILING else np.repeat(case.frames[:1], len(case.frames), 0)
         frames = frames if path is None else read_video(folder / path, case.frames)
-        eye = None if name in CONTROLS else perceptual
+        eye = None if name == CEILING else perceptual  # of the real video there is nothing to see
         row = judge_video(frames, case, classifier, config, eye, timed=name in TIMED)
         rows.append({"name": name, "video": case.video, "sample": sample, "task": case.task, **row})
     return rows
@@ -104,11 +104,11 @@ def main(
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"evaluate.lpips_weights {config.lpips_weights}: {error}") from error
     truth = pl.read_parquet(TRUTH)
-    chosen = {"seed": seed, "evaluate": asdict(config), "compute": asdict(compute)}
+    eye = perceptual[0] if perceptual else "none"
+    chosen = {"seed": seed, "evaluate": asdict(config), "compute": asdict(compute), "lpips": eye}
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", MANIFEST, TRUTH, CLASSIFIER, place.rollout]
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     videos = sum(map(len, work.values()))
-    eye = perceptual[0] if perceptual else "none"
     table(stage, {**asdict(config), "test cases": len(work), "videos": videos, "lpips": eye})
 
     def case_of(video: str) -> Case:

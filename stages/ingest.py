@@ -104,7 +104,7 @@ def draw(frame: pl.DataFrame) -> None:
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
     """Collect videos: render the craft world, take them from ingest.path, or from every entry of ingest.source."""
     values = parameters.load(params)
-    seed, workers = values["seed"], worker_count(values.get("runtime") or {})
+    seed, workers = values["seed"], worker_count(values["runtime"])
     config = parameters.build(IngestConfig, values.get("ingest"), "ingest")
     world = parameters.build(CraftConfig, values.get("craft") or {}, "craft", seed=seed)
     splits = parameters.build(guards.SplitsConfig, values.get("splits"), "splits")

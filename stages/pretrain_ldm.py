@@ -4,14 +4,18 @@ The warm-up on the craft tasks, and the plain LDM after it, begin from these wei
 
 In:  params groups seed, compute, craft (its size), prior (how many clips it saw, their length), dldm (its ldm part),
      pretrain_ldm. The corpus is rendered: purposeless clips that the prior has not seen either.
-Out: data/pretrained/{ldm.safetensors (bf16),config.json,training.tsv}, metrics/pretrain_ldm.json,
+Out: data/pretrained/{ldm.safetensors (bf16),config.json,record.json,training.tsv}, metrics/pretrain_ldm.json,
      plots/pretrain_ldm.png (real, coarse, with own and with another clip's codes).
-Time and memory at the committed sizes: an hour on two cores, 6 GiB. The stage is frozen in dvc.yaml, its output
-committed; `dvc repro -f pretrain_ldm` makes it anew. Interrupted runs go on where they stopped; as it runs for long,
-work in progress is found again by its parameters alone, whatever happened to the code in between.
+Time and memory at the committed sizes: an hour a round on two cores, 6 GiB. The stage is frozen in dvc.yaml, its output
+committed; `dvc repro -f pretrain_ldm` makes it anew. A round begins with the weights of the one before as they are
+saved, with clips and a schedule of its own; so one more costs no more than itself: raise pretrain_ldm.rounds and run
+`python -m stages.pretrain_ldm --one-more`. Interrupted runs go on where they stopped; as it runs for long, work in
+progress is found again by its parameters alone, whatever happened to the code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm
 """
 
+import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,13 +27,16 @@ from stages.warmup_dldm import train
 from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
+from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
+from vw2.models.pretrained import load_whole
 from vw2.models.renderer import LDMRenderer
-from vw2.provenance import runtime, write_metrics
+from vw2.models.settings import read_json
+from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
@@ -40,6 +47,7 @@ from vw2.worlds.craft import CraftConfig
 
 OUT = Path("data/pretrained")
 PLOT = Path("plots/pretrain_ldm.png")
+LOG, WEIGHTS, RECORD = "training.tsv", "ldm.safetensors", "record.json"
 HELD_OUT = 64  # clips that no training step sees
 
 
@@ -48,39 +56,103 @@ class PretrainLDMConfig:
     """Group `pretrain_ldm` of params.yaml."""
 
     use: bool  # false: the warm-up begins at random
-    clips: int
+    rounds: int  # each with new clips and a schedule of its own
+    clips: int  # of a round
     colours: float  # share of its clips whose colours are changed as dldm.colours says, in [0, 1]
-    optim: OptimConfig
+    optim: OptimConfig  # of a round
+
+    def __post_init__(self):
+        for key in ("rounds", "clips"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}; raise it")
+        if not 0 <= self.colours <= 1:
+            raise ValueError(f"colours must be in [0, 1], got {self.colours}; change it")
 
 
-def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
-    """Pretrain the LDM on purposeless clips (frozen stage; an hour, resumable)."""
+def record_of(config: PretrainLDMConfig, rounds: int) -> dict:
+    """What is kept beside the weights, for the warm-up to compare with params.yaml."""
+    return {key: value for key, value in asdict(config).items() if key != "use"} | {"rounds": rounds}
+
+
+def take_up(folder: Path, saved: Path, config: PretrainLDMConfig) -> None:
+    """Put the weights and the log in `saved`, which are of all rounds but the last, where this run looks for them.
+
+    Raises: UserError if they are of another number of rounds, or were made with other parameters.
+    """
+    done = config.rounds - 1
+    check_record(read_json(saved / RECORD), record_of(config, done), "pretrain_ldm", "leave --one-more out")
+    if not (folder / f"round_{done - 1}").exists():
+        with atomic_dir(folder / f"round_{done - 1}") as temporary:
+            shutil.copytree(saved, temporary, dirs_exist_ok=True)
+
+
+def train_round(
+    accelerator, ldm: LDM, store: ClipStore, optim: OptimConfig, seed: int, folder: Path, number: int
+) -> None:
+    """Train `ldm`, as round `number` - 1 left it, along the clips of `store`; weights and log go to a folder."""
+    walks = Walks(store, range(len(store)), seed + number, optim.batch)
+    title = f"pretrain the LDM, round {number + 1}"
+    work = train(accelerator, ldm, walks, optim, seed + number, folder / f"training_{number}", title)
+    log = pl.DataFrame(work.history).with_columns(pl.col("step") + number * optim.steps)
+    before = [pl.read_csv(folder / f"round_{number - 1}" / LOG, separator="\t")] if number else []
+    with atomic_dir(folder / f"round_{number}") as temporary:
+        save_ldm(ldm, temporary, torch.bfloat16)
+        pl.concat([*before, log]).write_csv(temporary / LOG, separator="\t", float_precision=5)
+
+
+def main(
+    params: Path = typer.Option(Path("params.yaml"), help="Parameter file."),
+    one_more: bool = typer.Option(False, "--one-more", help="Train the last round only, from data/pretrained."),
+) -> None:
+    """Pretrain the LDM on purposeless clips (frozen stage; an hour a round, resumable)."""
     values = parameters.load(params)
     seed = values["seed"]
     craft = parameters.build(CraftConfig, values["craft"], "craft", seed=seed)
-    frames, seen = values["prior"]["frames"], values["prior"]["clips"]
+    frames, seen = (parameters.leaf(values, f"prior.{key}", int) for key in ("frames", "clips"))
     ldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames).ldm
     config = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     ldm_config = replace(ldm_config, colours=replace(ldm_config.colours, share=config.colours))
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("pretrain_ldm", asdict(ldm_config) | asdict(config))
     accelerator = start(compute, seed)
-    chosen = {"seed": seed, "resolution": craft.resolution, "ldm": asdict(ldm_config), **asdict(config)}
+    chosen = {
+        "seed": seed,
+        "craft": (craft.resolution, craft.fps),
+        "prior": (frames, seen),
+        "ldm": asdict(ldm_config),
+        "pretrain_ldm": record_of(config, 0),  # a round is the same, however many there are
+        "compute": asdict(compute),
+    }
     folder = scratch_dir("pretrain_ldm", fingerprint(chosen, [], []))
+    workers = worker_count(values["runtime"])
+    begin = config.rounds - 1 if one_more else 0
+    if begin:
+        take_up(folder, OUT, config)
+
+    def clips(number: int) -> ClipStore:
+        """Those of a round; 64 clips before them are held out."""
+        first = seen + HELD_OUT + number * config.clips
+        return corpus(craft, first, config.clips, frames, folder / f"corpus_{number}", workers)
+
     with runtime("pretrain_ldm"):
-        store = corpus(craft, seen, config.clips, frames, folder / "corpus", worker_count(values.get("runtime") or {}))
-        rows = list(range(HELD_OUT, len(store)))
+        held_out = corpus(craft, seen, HELD_OUT, frames, folder / "held_out", workers)
         ldm = LDM(ldm_config).to(accelerator.device)
-        walks = Walks(store, rows, seed, config.optim.batch)
-        work = train(accelerator, ldm, walks, config.optim, seed, folder / "training", "pretrain the LDM")
-        ldm.eval()
-        figures = code_figures(encode_rows(ldm, store, rows[:512]), ldm_config.resolved())
-        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, list(range(HELD_OUT)), seed)
+        for number in range(begin, config.rounds):
+            if number:
+                load_whole(ldm, folder / f"round_{number - 1}" / WEIGHTS, "pretrain_ldm.rounds")
+            last = folder / f"round_{number}"
+            if not last.exists():
+                train_round(accelerator, ldm, clips(number), config.optim, seed, folder, number)
+        load_whole(ldm.eval(), last / WEIGHTS, "pretrain_ldm.rounds")  # judged as it is saved
+        store = clips(number)
+        judged = range(len(store))[:512]
+        names = store.index["video"][: len(judged)].to_list()
+        figures = code_figures(encode_rows(ldm, store, judged), ldm_config.resolved(), names)
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), held_out, list(range(HELD_OUT)), seed)
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:
-            save_ldm(ldm, temporary, torch.bfloat16)
-            logs = pl.DataFrame(work.history)
-            logs.write_csv(temporary / "training.tsv", separator="\t", float_precision=5)
+            shutil.copytree(last, temporary, dirs_exist_ok=True)
+            (temporary / RECORD).write_text(json.dumps(record_of(config, config.rounds), indent=2) + "\n")
     write_metrics("pretrain_ldm", figures | rendered, seed=seed, n=HELD_OUT)
     clear(folder)
 

@@ -158,9 +158,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("pretrain_prior", asdict(config))
     accelerator = start(compute, seed)
-    folder = scratch_dir(
-        "pretrain_prior", fingerprint({"seed": seed, **asdict(config), "craft": asdict(craft)}, [], [])
-    )
+    chosen = {"seed": seed, **asdict(config), "craft": asdict(craft), "compute": asdict(compute)}
+    folder = scratch_dir("pretrain_prior", fingerprint(chosen, [], []))
     with runtime("pretrain_prior"):
         prior = Prior(config.model).to(accelerator.device)
         corpus = render_corpus(craft, config, folder / "corpus.npy")

@@ -31,13 +31,15 @@ PLOTS = Path("plots")
 OUT = Path("report")
 PER_TASK = 2  # failures shown of each task
 TASKS = 8  # most tasks on the sheet: own folders may have many
-STAGES = ("evaluate", "train_dldm", "warmup_dldm", "extract_codes", "train_ar", "train_classifier", "rollout") + (
+STAGES = ("evaluate", "train_dldm", "warmup_dldm", "extract_codes", "train_ar", "train_classifier") + (
+    "pretrain_ldm",
     "pretrain_prior",
     "clip",
     "ingest",
 )
 TITLES = {"vw2": "VideoWorld 2", "plain_ldm": "Plain LDM (no video diffusion model)"}
-SHARED = ("ingest", "pretrain_prior", "train_classifier")  # pictures and figures that both variants have
+# Pictures and figures that both variants have.
+SHARED = ("ingest", "pretrain_prior", "pretrain_ldm", "train_classifier")
 PICTURES = {
     "rollout": "Rollouts: codes written by the AR transformer from one unseen first frame, rendered clip by clip.",
     "evaluate": "Success by key step, final states and PSNR, each with its controls; bands and bars are 95 % by video.",
@@ -45,6 +47,7 @@ PICTURES = {
     "train_dldm": "Clips of unseen appearance: real, coarse, rendered with their own and with another video's codes.",
     "warmup_dldm": "After the warm-up: real clips and what the coarse decoder makes of their codes.",
     "train_dldm_codes": "Health of the codes: entropy of each step, and of each digit of each query.",
+    "pretrain_ldm": "Purposeless clips kept out of pretraining: real, coarse, with own and with another clip's codes.",
     "pretrain_prior": "The frozen prior: real clips, their reconstruction, and samples from the first frame alone.",
     "ingest": "The videos: one of each task.",
 }

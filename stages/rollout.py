@@ -36,7 +36,7 @@ from vw2.models.renderer import Renderer, load_renderer
 from vw2.models.timeline import STRIDE
 from vw2.provenance import runtime
 from vw2.rollout import CONTROLS, RolloutConfig, Row, plan, render_all, render_batch, write_codes
-from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.variant import Variant, paths
 
@@ -73,11 +73,11 @@ def from_image(
     keys = [f"{image.stem}/{s}" for s in range(n)]
     written = write_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
     rows = [Row(f"{image.stem}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
-    Path("rollouts").mkdir(exist_ok=True)
     for step in render_batch(renderer, rows, seed, guard):
         if not isinstance(step, int):
             for row, frames in zip(rows, step, strict=True):
-                write_preview(Path("rollouts") / f"{row.name}.mp4", frames, store.fps, scale=4)
+                with atomic_file(Path("rollouts") / f"{row.name}.mp4") as temporary:
+                    write_preview(temporary, frames, store.fps, scale=4)
             write_sheet(Path("rollouts") / f"{image.stem}.png", [(instruction, frames) for frames in step])
     console.print(f"wrote {n} rollouts and a sheet of them to rollouts/", markup=False)
 

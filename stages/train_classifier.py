@@ -111,7 +111,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     seed = values["seed"]
     config = parameters.build(TrainConfig, values["classifier"], "classifier")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    prior = parameters.build(PriorModelConfig, values["prior"]["model"], "prior.model")
+    prior = parameters.leaf(values, "prior.model", PriorModelConfig)
     table("train_classifier", asdict(config) | {"classes": len(CLASSES)})
     if not TRUTH.is_file():
         raise UserError(f"{TRUTH} does not exist; run `dvc repro ingest` first")

@@ -109,7 +109,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
-    truth, looks = pl.read_parquet(TRUTH), judge.appearance_of(manifest.read(MANIFEST))
+    truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
     with runtime("train_dldm"):
         renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
         dldm, vae = renderer.dldm, renderer.prior.vae
@@ -121,10 +121,12 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         work = train(accelerator, dldm, vae, walks, config, seed, folder)
         renderer.eval()
         joint = judge.encode_rows(dldm.ldm, store, judged)
-        figures = judge.code_figures(joint, levels) | {"codes.changed_fraction": changed_fraction(warm, joint)}
+        videos = store.index[judged]["video"].to_list()
+        figures = judge.code_figures(joint, levels, videos)
+        figures["codes.changed_fraction"] = changed_fraction(warm, joint, videos, seed).as_dict()
         figures |= {f"train.{key}": work.averages[f"train/{key}"] for key in ("denoise", "recon")}
         for name, codes in (("warmup", warm), ("joint", joint)):
-            found = judge.probe_figures(codes, store, judged, truth, looks, seed, levels)
+            found = judge.probe_figures(codes, store, judged, truth, about, seed, levels)
             figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
         still = judge.pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)

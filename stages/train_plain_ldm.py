@@ -30,7 +30,7 @@ from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
-from vw2.training.judge import appearance_of, code_figures, encode_rows, judge_rendering, pick_clips, probe_figures
+from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips, probe_figures
 from vw2.training.run import OptimConfig
 
 CLIPS = Path("data/clips")
@@ -61,7 +61,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "sources": chosen_sources,
         "compute": asdict(compute),
     }
-    levels, looks = dldm.ldm.resolved(), appearance_of(manifest.read(MANIFEST))
+    levels = dldm.ldm.resolved()
+    truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
     sources = store.sources(chosen_sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
@@ -74,11 +75,15 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         work = train(accelerator, ldm, walks, config, seed + 1, folder, "train the plain LDM")
         ldm.eval()
         codes = encode_rows(ldm, store, judged)
-        figures = code_figures(codes, levels) | {"codes.changed_fraction": changed_fraction(warm, codes)}
+        videos = store.index[judged]["video"].to_list()
+        figures = code_figures(codes, levels, videos)
+        figures["codes.changed_fraction"] = changed_fraction(warm, codes, videos, seed).as_dict()
         figures["train.recon"] = work.averages["train/recon"]
-        found = probe_figures(codes, store, judged, pl.read_parquet(TRUTH), looks, seed, levels)
-        figures |= {f"probe.joint.{key}": value for key, value in found.items()}
+        for name, each in (("warmup", warm), ("joint", codes)):
+            found = probe_figures(each, store, judged, truth, about, seed, levels)
+            figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
         still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
+        figures |= judge_coarse(ldm, store, still, seed)
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
         shaken = pick_clips(store, "test", 1, seed, sources)
         if shaken:

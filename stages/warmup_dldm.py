@@ -28,7 +28,8 @@ from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
 from vw2.models.renderer import LDMRenderer
-from vw2.provenance import runtime, write_metrics
+from vw2.models.settings import read_json
+from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, start
@@ -81,6 +82,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
+    if use:
+        asked = {key: value for key, value in values["pretrain_ldm"].items() if key != "use"}
+        check_record(read_json(PRETRAINED / "record.json"), asked, "pretrain_ldm", "dvc repro -f pretrain_ldm")
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
     chosen = {
@@ -105,7 +109,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         ldm.eval()
         judged = pick_clips(store, "train", 2, seed, sources)
         codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()
-        figures = code_figures(codes, levels) | {"train.recon": work.averages["train/recon"]}
+        figures = code_figures(codes, levels, store.index[judged]["video"].to_list())
+        figures["train.recon"] = work.averages["train/recon"]
         probe = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge_coarse(ldm, store, probe, seed)
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)

@@ -47,10 +47,11 @@ def test_report_of_constant_and_of_skewed_codes():
 
 
 def test_changed_fraction():
-    assert codes.changed_fraction([[1, 2], [3, 4]], [[1, 0], [0, 0]]) == 0.75
-    assert codes.changed_fraction([1, 2], [1, 2]) == 0.0
+    found = codes.changed_fraction([[1, 2], [3, 4], [5, 6]], [[1, 0], [0, 0], [5, 6]], ["a", "a", "b"], 0)
+    assert found.value == 0.5 and found.n == 2 and found.low == 0 and found.high == 0.75
+    assert codes.changed_fraction([1, 2], [1, 2], ["a", "b"], 0).value == 0.0
     with pytest.raises(ValueError, match="one shape"):
-        codes.changed_fraction([1], [1, 2])
+        codes.changed_fraction([1], [1, 2], ["a"], 0)
 
 
 def test_digit_features_are_one_hot():

@@ -48,7 +48,9 @@ def test_entropy_by_step_and_by_digit():
         "codes.digit_entropy_share.g1": 0.0,
         "codes.dead_digits": 1,
     }
-    assert health.figures().items() <= code_figures(codes, LEVELS).items(), "they stand among the metrics"
+    figures = code_figures(codes, LEVELS, ["a"] * len(codes))
+    assert health.figures().items() <= {k: v["value"] for k, v in figures.items()}.items(), "among the metrics"
+    assert all(figure["n"] == 1 for figure in figures.values())
 
 
 def test_even_codes_have_all_the_entropy_there_is():
@@ -112,12 +114,14 @@ def test_ignored_codes_do_not_raise_the_denoising_loss(workspace):
     figures = {}
     for name, blocks in (("no control", 0), ("control", 1)):
         dldm, prior = tiny_dldm(stride=1, control=ControlConfig(blocks=blocks))
-        figures[name] = judge_denoising(dldm, prior.vae, store, rows, 0, batch=3)
-        assert figures[name] == judge_denoising(dldm, prior.vae, store, rows, 0, batch=3), "the same noise every time"
-        figures[f"deaf, {name}"] = judge_denoising(deaf(dldm), prior.vae, store, rows, 0, batch=3)
-    assert figures["deaf, no control"]["denoise.rise"] == figures["deaf, no control"]["denoise.rise_tokens"] == 0
-    assert figures["deaf, control"]["denoise.rise_tokens"] == 0 != figures["deaf, control"]["denoise.rise"]
-    assert all(figures[name]["denoise.rise_tokens"] != 0 for name in ("no control", "control"))
+        figures[name] = judge_denoising(dldm, prior.vae, store, rows, 0)
+        assert figures[name] == judge_denoising(dldm, prior.vae, store, rows, 0), "the same noise every time"
+        figures[f"deaf, {name}"] = judge_denoising(deaf(dldm), prior.vae, store, rows, 0)
+    value = lambda name, key: figures[name][f"denoise.{key}"]["value"]  # noqa: E731
+    assert value("deaf, no control", "rise") == value("deaf, no control", "rise_tokens") == 0
+    assert value("deaf, control", "rise_tokens") == 0 != value("deaf, control", "rise")
+    assert all(value(name, "rise_tokens") != 0 for name in ("no control", "control"))
+    assert all(figure["n"] == 5 for figure in figures["control"].values()), "videos, not clips"
     (text,) = sentences(healthy() | figures["deaf, no control"], GatesConfig())
     assert text.startswith("the codes are ignored")
 

@@ -118,10 +118,14 @@ def test_group_must_be_a_mapping():
 
 def test_load_reads_yaml_1_2_into_plain_types(tmp_path):
     file = tmp_path / "params.yaml"
-    file.write_text("a:\n  lr: 1e-4\n  mode: off\n  levels:\n  - 8\n  - 5\n")
+    file.write_text("ar:\n  lr: 1e-4\n  mode: off\n  levels:\n  - 8\n  - 5\n")
     tree = params.load(file)
-    assert tree == {"a": {"lr": 1e-4, "mode": "off", "levels": [8, 5]}}
-    assert type(tree["a"]) is dict and type(tree["a"]["levels"]) is list and type(tree["a"]["lr"]) is float
+    assert tree == {"ar": {"lr": 1e-4, "mode": "off", "levels": [8, 5]}}
+    assert type(tree["ar"]) is dict and type(tree["ar"]["levels"]) is list and type(tree["ar"]["lr"]) is float
+
+
+def test_the_known_groups_are_those_of_the_committed_file():
+    assert tuple(params.load(Path(__file__).parents[1] / "params.yaml")) == params.GROUPS
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,8 @@ def test_load_reads_yaml_1_2_into_plain_types(tmp_path):
         ("a: 1\na: 2\n", ["not valid YAML", "duplicate"]),
         ("- 1\n", ["a mapping of groups", "[1]"]),
         ("", ["a mapping of groups"]),
+        ("gatez:\n  enabled: true\n", ["gatez: unknown group", "did you mean gates?"]),
+        ("seed: 4294967296\n", ["seed: expected an integer in [0, 4294967296)"]),
     ],
 )
 def test_load_refuses_what_is_no_params_file(tmp_path, text, words):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from numbered import noisy_frame, numbered_frame, read_number, write_raw
 
-from vw2.data.clips import ClipConfig, cut_video, resample, resampled_length, source_index
+from vw2.data.clips import ClipConfig, cut_video, resample
+from vw2.data.frame_rate import resampled_length, source_index
 from vw2.media.decode import MediaError, frame_rate, probe, read_frames, read_image, scan
 from vw2.media.encode import write_preview, write_video
 from vw2.media.resize import resize_frame, resize_frames, to_model, to_uint8

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -98,6 +99,8 @@ def run(main: Callable[..., Any]) -> None:
     The docstring of `main` is the text of --help. Exit code 0, or 1 after a UserError, a missing file or a full
     disk, 130 after Ctrl-C, 2 for wrong command-line options. VW2_DEBUG=1 shows the traceback instead of the sentence.
     """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # what nohup and & do
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # KeyboardInterrupt; see stages/__init__.py
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(_guard(main))
     app()
@@ -124,11 +127,11 @@ class Bar:
             self._line()
 
     def resume(self, done: int) -> None:
-        """Tell that `done` items were finished by an earlier run: they count, but not towards rate and ETA."""
-        self._done = self._initial = done
-        self._start = time.monotonic()
+        """Tell that `done` more items were finished by an earlier run: they count, but not towards rate and ETA."""
+        self._done += done
+        self._initial += done
         if self._live is not None:
-            self._live.reset(self._task, completed=done)
+            self._live.reset(self._task, completed=self._done)
 
     def _line(self) -> None:
         """Print one plain progress line: step 01200/30000 (4.0%) | loss 0.1873 | 812 ms | eta 4h12m."""

@@ -23,6 +23,19 @@ from vw2.console import UserError
 Config = TypeVar("Config")
 
 
+SEEDS = 2**32  # scikit-learn takes no others
+GROUPS = ("seed", "runtime", "compute", "craft", "ingest", "splits", "clip", "prior", "dldm", "pretrain_ldm") + (
+    "gates",
+    "warmup_dldm",
+    "train_dldm",
+    "train_plain_ldm",
+    "ar",
+    "classifier",
+    "rollout",
+    "evaluate",
+)
+
+
 class Groups(dict):
     """The top level of params.yaml; a group that is not there is an error that names it."""
 
@@ -53,8 +66,13 @@ def load(path: Path = Path("params.yaml")) -> dict[str, Any]:
             f"expected {path} to hold a mapping of groups, got {_seen(tree)}; see the committed params.yaml"
         )
     seed = tree.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:  # the one key of all stages
-        raise UserError(f"seed: expected an integer from 0 on, got {_seen(seed)}; change seed in {path}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:  # the one key of all stages
+        raise UserError(f"seed: expected an integer in [0, {SEEDS}), got {_seen(seed)}; change seed in {path}")
+    for name in tree:
+        if name not in GROUPS:
+            close = difflib.get_close_matches(str(name), GROUPS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "remove it"
+            raise UserError(f"{name}: unknown group in {path}; {hint}")
     return Groups(tree)
 
 

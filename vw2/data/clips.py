@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vw2.data.frame_rate import source_index
 from vw2.data.stretches import Stretch, StretchConfig, StretchFinder
 from vw2.media.decode import read_pictures
 from vw2.media.picture import Picture, resize_picture
@@ -24,7 +25,6 @@ from vw2.media.segments import read_spans
 Frame = TypeVar("Frame")
 
 STRIDE = 4  # frames per latent frame (VideoWorld 2, sec. 3: temporal stride of the tokenizer)
-NUDGE = 1e-9  # keeps j * src / dst from falling just below a whole number
 DUE = 1e-3  # seconds; Matroska rounds times to a millisecond
 
 
@@ -58,21 +58,6 @@ class Written:
 
     frames: int
     found: list[Stretch]
-
-
-def source_index(j: int, source_fps: float, fps: float) -> int:
-    """Source frame shown by output frame j at constant rate: floor(j * source_fps / fps + 1e-9) (our choice)."""
-    return math.floor(j * source_fps / fps + NUDGE)
-
-
-def resampled_length(frames: int, source_fps: float, fps: float) -> int:
-    """Number F of output frames that a constant-rate video of `frames` source frames gives."""
-    count = math.ceil(frames * fps / source_fps)  # off by one at most; the rule itself decides
-    while count > 0 and source_index(count - 1, source_fps, fps) >= frames:
-        count -= 1
-    while source_index(count, source_fps, fps) < frames:
-        count += 1
-    return count
 
 
 def resample(

@@ -46,17 +46,15 @@ def _serve(pipe: Connection, function: Callable[[Any], Any], memory_gib: float |
     """Life of a worker: take a job, send back its result or exception, until the pipe closes."""
     if memory_gib is not None:
         _limit_memory(memory_gib)
-    pipe.send((READY, None))
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError):  # nobody is there any more
+        pipe.send((READY, None))
+        while True:
             job = pipe.recv()
-        except EOFError:
-            return
-        try:
-            answer = (DONE, function(job))
-        except BaseException as error:
-            answer = (RAISED, _portable(error))
-        pipe.send(answer)
+            try:
+                answer = (DONE, function(job))
+            except BaseException as error:
+                answer = (RAISED, _portable(error))
+            pipe.send(answer)
 
 
 def _portable(error: BaseException) -> BaseException:

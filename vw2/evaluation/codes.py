@@ -22,7 +22,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vw2.evaluation.intervals import Estimate, bootstrap_ratio, success_interval
+from vw2.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_ratio, success_interval
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,16 @@ def code_report(codes: ArrayLike, levels: Sequence[int]) -> dict:
     }
 
 
-def changed_fraction(a: ArrayLike, b: ArrayLike) -> float:
+def changed_fraction(a: ArrayLike, b: ArrayLike, videos: Sequence[str], seed: int) -> Estimate:
     """Fraction of positions at which two sets of codes of the same clips differ (did the joint stage move them?).
 
+    Args: a, b: (clips, ...); videos: the video of each clip, the unit of the interval.
     Raises: ValueError on unequal shapes or no codes.
     """
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or not a.size:
         raise ValueError(f"changed_fraction expects codes of one shape, at least one, got {a.shape} and {b.shape}")
-    return float((a != b).mean())
+    return bootstrap_mean((a != b).reshape(len(a), -1).mean(1), videos, seed)
 
 
 def linear_probe(features: ArrayLike, labels: ArrayLike, groups: ArrayLike, seed: int, folds: int = 5) -> Probe:

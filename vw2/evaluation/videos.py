@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from vw2.console import UserError
-from vw2.data.clips import source_index
+from vw2.data.frame_rate import source_index
 from vw2.evaluation.quality import Perceptual, align, lpips_distance, video_quality
 from vw2.evaluation.success import final_state, predict, step_targets, steps_reached
 from vw2.media.decode import MediaError, read_frames

@@ -31,8 +31,8 @@ class Renderer(Protocol):
     def place(self, device: torch.device) -> "Renderer":
         """Move it to a device."""
 
-    def noise(self, key: Tensor, rng: torch.Generator) -> Tensor:
-        """One clip's start noise (1, ...) for a first frame like `key` (1, 3, 1, H, W) and code steps known to both."""
+    def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
+        """One clip's start noise (1, ...) for a first frame like this one (1, 3, 1, H, W) and K code steps."""
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         """(B, 3, 1, H, W), (B, K, N), noise -> (B, 3, T, H, W)."""

@@ -15,7 +15,7 @@ import polars as pl
 import torch
 
 from vw2.console import UserError, track
-from vw2.data.clips import source_index
+from vw2.data.frame_rate import source_index
 from vw2.data.shards import ClipStore
 from vw2.media.resize import resize_frames, to_model, to_uint8
 from vw2.models.classifier import FrameBatch, to_frames
@@ -42,11 +42,12 @@ class FrameSet:
 def frame_rows(store: ClipStore, truth: pl.DataFrame, manifest: pl.DataFrame, splits: Sequence[str]) -> pl.DataFrame:
     """The truth of every real frame of the clips of some splits, in the order of the videos in the store.
 
-    Sources without any truth (others of a mixture) are left out.
+    Sources without any truth (others of a mixture) are left out; where clips are cropped from pictures of another
+    shape, nobody knows where the hand is.
 
     Args:
         truth: video, frame (of the source video) and TRUTH_COLUMNS.
-        manifest: id, fps, environment.
+        manifest: id, fps, environment, width, height.
     Returns: the `rows` of a FrameSet.
     Raises: UserError if a frame has no truth.
     """
@@ -55,13 +56,16 @@ def frame_rows(store: ClipStore, truth: pl.DataFrame, manifest: pl.DataFrame, sp
     videos = clips.group_by("video", "split", "task", maintain_order=True).agg(
         frames=pl.col("valid").cast(pl.Int64).sum() - pl.len() + 1  # neighbouring clips share a frame
     )
-    facts = manifest.select("environment", "fps", video="id")
+    whole = pl.col("width") * store.height == pl.col("height") * store.width
+    facts = manifest.select("environment", "fps", video="id", whole=whole)
     rows = videos.join(facts, on="video", how="left", maintain_order="left")
     rows = rows.with_columns(shown=pl.int_ranges("frames")).explode("shown").drop("frames")
     sources = [source_index(j, fps, store.fps) for j, fps in rows.select("shown", "fps").iter_rows()]
     rows = rows.with_columns(frame=pl.Series(sources, dtype=pl.Int64)).drop("fps")
     wanted = truth.select("video", pl.col("frame").cast(pl.Int64), *TRUTH_COLUMNS)
     rows = rows.join(wanted, on=["video", "frame"], how="left", maintain_order="left").drop("frame")
+    hand = [pl.when("whole").then(name).alias(name) for name in ("hand_x", "hand_y", "hand_visible")]
+    rows = rows.with_columns(hand).drop("whole")
     missing = rows.filter(pl.col("step").is_null())
     if len(missing):
         raise UserError(

@@ -42,17 +42,19 @@ def check_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sh
 def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sheet: Path) -> Iterator[str]:
     """A sentence for every broken gate."""
     bits = log2(codebook)
-    if not (found := figures["codes.entropy_bits"]) >= (need := gates.entropy_share * bits):  # nan is broken too
+    if not (found := _value(figures, "codes.entropy_bits")) >= (
+        need := gates.entropy_share * bits
+    ):  # nan is broken too
         yield (
             f"the codes died: {found:.2f} bits of entropy, at least {need:.2f} expected (gates.entropy_share); "
             f"see {plot}, train longer or lower the learning rate of the encoder"
         )
-    if not (found := figures["codes.used_fraction"]) >= gates.used_share:
+    if not (found := _value(figures, "codes.used_fraction")) >= gates.used_share:
         yield (
             f"the codes died: {found:.1%} of the codebook in use, at least {gates.used_share:.0%} expected "
             f"(gates.used_share); see {plot}, lower dldm.codebook or train longer"
         )
-    if not (found := figures.get("codes.dead_digits", 0)) <= gates.dead_digits:
+    if not (found := _value(figures, "codes.dead_digits", 0)) <= gates.dead_digits:
         yield (
             f"the codes died: digits with a single level in use: {found}, at most {gates.dead_digits} expected "
             f"(gates.dead_digits); see {plot}, lower dldm.codebook or train longer"
@@ -74,13 +76,13 @@ def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, s
             f"the coarse decoder stands still: {found:.1%} of the real motion, at least {gates.motion_share:.0%} "
             f"expected (gates.motion_share); see {sheet}, train longer or raise dldm.pixel_motion_weight"
         )
-    if "denoise.rise" in figures and not figures["denoise.rise"] > gates.denoise_margin:
+    if (rise := _value(figures, "denoise.rise")) is not None and not rise > gates.denoise_margin:
         yield (
-            f"the codes are ignored: another video's codes raise the denoising loss by {figures['denoise.rise']:.2%}, "
+            f"the codes are ignored: another video's codes raise the denoising loss by {rise:.2%}, "
             f"more than {gates.denoise_margin:.2%} expected (gates.denoise_margin); see {plot} and {sheet}, train "
             "longer or raise train_dldm.listen_steps"
         )
-    told = figures.get("denoise.rise_tokens")
+    told = _value(figures, "denoise.rise_tokens")
     if None not in (told, gates.token_margin) and not told > gates.token_margin:
         yield (
             f"the VDM ignores the codes: other codes beside the same coarse video raise its loss by {told:.2%}, more "
@@ -96,13 +98,13 @@ def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, s
             )
 
 
-def _value(figures: dict, key: str, absent: float | None = None) -> float:
+def _value(figures: dict, key: str, absent: float | None = None) -> float | None:
     found = figures.get(key, absent)
     return found["value"] if isinstance(found, dict) else found
 
 
 def _least(figures: dict, prefix: str) -> tuple[str, float]:
     """What follows the prefix in the key of the smallest figure, and that figure; ("", inf) without any."""
-    found = [(value, key.removeprefix(prefix)) for key, value in figures.items() if key.startswith(prefix)]
+    found = [(_value(figures, key), key.removeprefix(prefix)) for key in figures if key.startswith(prefix)]
     value, name = min(found, default=(float("inf"), ""))
     return name, value

@@ -7,9 +7,11 @@ import polars as pl
 import torch
 
 from vw2.console import say, track
+from vw2.data.frame_rate import source_index
 from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import code_report, digit_features, linear_probe
 from vw2.evaluation.health import code_health, motion_share
+from vw2.evaluation.intervals import bootstrap_mean, bootstrap_ratio
 from vw2.evaluation.rendering import other_video, render_figures
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.dldm import DLDM
@@ -30,16 +32,15 @@ def encode_rows(ldm: LDM, store: ClipStore, rows: list[int], batch: int = 32) ->
     return np.concatenate(parts)
 
 
-def code_figures(codes: np.ndarray, levels: tuple[int, ...]) -> dict[str, float]:
-    """codes.entropy_bits, codes.used, ... of (clips, K, N) indices pooled over slots, and those of `code_health`."""
+def code_figures(codes: np.ndarray, levels: tuple[int, ...], videos: Sequence[str]) -> dict[str, dict]:
+    """codes.entropy_bits, codes.used, ... of (clips, K, N) indices pooled over slots, and those of `code_health`.
+
+    Args: videos: the video of each clip; n counts them.
+    """
     report = code_report(codes.reshape(-1), levels)
-    return {
-        "codes.entropy_bits": report["entropy_bits"],
-        "codes.used": report["used"],
-        "codes.used_fraction": report["used_fraction"],
-        "codes.perplexity": report["perplexity"],
-        **code_health(codes, levels).figures(),
-    }
+    found = {f"codes.{key}": report[key] for key in ("entropy_bits", "used", "used_fraction", "perplexity")}
+    found |= code_health(codes, levels).figures()
+    return {key: {"value": value, "n": len(set(videos))} for key, value in found.items()}
 
 
 def pick_clips(
@@ -108,24 +109,25 @@ def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int, batch: 
 
 
 @torch.no_grad()
-def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: int, batch: int = 16) -> dict[str, float]:
+def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: int) -> dict[str, dict]:
     """The denoising loss of the chosen clips with their own codes and with another video's, at the same noise.
 
-    Returns: denoise.own; denoise.other_codes (code tokens and the coarse video drawn from them are another's);
+    Returns: with intervals by video, denoise.own; denoise.other_codes (code tokens and the coarse video drawn from
+        them are another's);
         denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
         denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it.
     """
     device = device_of(dldm.ldm)
     index = torch.from_numpy(encode_rows(dldm.ldm, store, rows)).to(device)
     codes = dldm.ldm.fsq.to_codes(index)
-    swapped = torch.from_numpy(other_video(store.index[rows]["video"].to_list()))
-    sums = {"own": 0.0, "other_codes": 0.0, "other_tokens": 0.0}
-    for i in track(range(0, len(rows), batch), "denoise clips"):
-        own = torch.arange(i, min(i + batch, len(rows)))
-        video = to_model(store.batch([rows[n] for n in own])).to(device)
+    videos = store.index[rows]["video"].to_list()
+    swapped = other_video(videos)
+    losses = {name: np.zeros(len(rows)) for name in ("own", "other_codes", "other_tokens")}
+    for n in track(range(len(rows)), "denoise clips"):
+        own, other = [n], [swapped[n]]
+        video = to_model(store.batch([rows[n]])).to(device)
         drawn = {
-            name: dldm.ldm.coarse(video[:, :, :1], index[pick])
-            for name, pick in {"own": own, "other": swapped[own]}.items()
+            name: dldm.ldm.coarse(video[:, :, :1], index[pick]) for name, pick in {"own": own, "other": other}.items()
         }
         for part in dldm.windows(index.shape[1]):
             clean = vae.encode(fill(video[:, :, part.frames]))
@@ -133,18 +135,16 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
             hints = {name: dldm.sees(vae, fill(clip[:, :, part.frames]), first) for name, clip in drawn.items()}
             for name, hint, pick in (
                 ("own", "own", own),
-                ("other_codes", "other", swapped[own]),
-                ("other_tokens", "own", swapped[own]),
+                ("other_codes", "other", other),
+                ("other_tokens", "own", other),
             ):
-                rng = generator(seed, 9, i, part.number)
+                rng = generator(seed, 9, n, part.number)
                 loss = dldm.denoising(clean, first, hints[hint], codes[pick][:, part.steps], rng)
-                sums[name] += float(loss) * len(own) * (part.end - part.begin)
-    count = len(rows) * index.shape[1]
-    figures = {f"denoise.{name}": total / count for name, total in sums.items()}
-    return figures | {
-        "denoise.rise": sums["other_codes"] / sums["own"] - 1,
-        "denoise.rise_tokens": sums["other_tokens"] / sums["own"] - 1,
-    }
+                losses[name][n] += float(loss) * (part.end - part.begin) / index.shape[1]
+    figures = {f"denoise.{name}": bootstrap_mean(each, videos, seed) for name, each in losses.items()}
+    for name, other in (("rise", "other_codes"), ("rise_tokens", "other_tokens")):
+        figures[f"denoise.{name}"] = bootstrap_ratio(losses[other] - losses["own"], losses["own"], videos, seed)
+    return {key: figure.as_dict() for key, figure in figures.items()}
 
 
 def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
@@ -154,9 +154,10 @@ def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
 
 
 def probe_figures(
-    codes, store: ClipStore, rows: list[int], truth: pl.DataFrame, looks: dict, seed: int, levels
+    codes, store: ClipStore, rows: list[int], truth: pl.DataFrame, manifest: pl.DataFrame, seed: int, levels
 ) -> dict:
     """Linear probes from a step's codes to the action in it and to what the video's table looks like (appearance)."""
+    looks, fps = appearance_of(manifest), dict(manifest.select("id", "fps").iter_rows())
     if truth.is_empty():
         return {}
     index = store.index[rows]
@@ -166,7 +167,8 @@ def probe_figures(
     features, labels, appearance, groups = [], [], [], []
     for i, (video, clip, valid) in enumerate(index.select("video", "clip", "valid").iter_rows()):
         for k in range(steps):
-            frame = clip * (store.clip_frames - 1) + k * stride + stride // 2
+            shown = clip * (store.clip_frames - 1) + k * stride + stride // 2
+            frame = source_index(shown, fps.get(video) or store.fps, store.fps)
             if (k + 1) * stride < valid and (video, frame) in actions:
                 features.append(codes[i, k])
                 labels.append(actions[video, frame])
@@ -176,8 +178,8 @@ def probe_figures(
         return {}
     x = digit_features(np.stack(features), levels)
     action = linear_probe(x, np.array(labels), groups, seed)
-    figures = {"action": action.score.as_dict(), "action_chance": action.chance}
+    figures = {"action": action.score.as_dict(), "action_chance": {"value": action.chance, "n": action.score.n}}
     if len(set(appearance)) > 1:
         look = linear_probe(x, np.array(appearance), groups, seed)
-        figures |= {"appearance": look.score.as_dict(), "appearance_chance": look.chance}
+        figures |= {"appearance": look.score.as_dict(), "appearance_chance": {"value": look.chance, "n": look.score.n}}
     return figures

@@ -140,13 +140,13 @@ class Run:
             self.save()
 
     def _log(self, logs: dict[str, float | torch.Tensor]) -> None:
-        """Exponential averages of every logged number, written each `log_every` steps."""
+        """Exponential averages of every logged number, written each `log_every` steps and after the last."""
         keep = 1 - 1 / self.log_every
         for key, value in logs.items():
             value = float(value)
             if math.isfinite(value):
                 self.averages[key] = keep * self.averages[key] + (1 - keep) * value if key in self.averages else value
-        if (self.step + 1) % self.log_every == 0:
+        if (self.step + 1) % self.log_every == 0 or self.step + 1 == self.config.steps:
             self.live.step = self.step + 1
             for key, value in self.averages.items():
                 self.live.log_metric(key, value, timestamp=False)

@@ -1,0 +1,57 @@
+"""Pretraining in rounds: one more round gives what all rounds at once give; a wrong number of rounds is refused."""
+
+import polars as pl
+import pytest
+from tiny_stages import OPTIM, write_params
+
+from stages import pretrain_ldm
+from stages.pretrain_ldm import LOG, OUT, WEIGHTS, PretrainLDMConfig, main
+from vw2.console import UserError
+from vw2.training.run import OptimConfig
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VW2_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr("stages.pretrain_ldm.HELD_OUT", 4)
+    return tmp_path
+
+
+def params(folder, rounds: int):
+    craft = {"resolution": 32}
+    pretrain = {"rounds": rounds, "clips": 3, "optim": OPTIM}
+    return write_params(folder, {"craft": craft, "prior": {"frames": 9, "clips": 2}, "pretrain_ldm": pretrain})
+
+
+def test_one_more_round_is_the_last_of_all(folder):
+    main(params(folder, 2), one_more=False)
+    whole = {name: (OUT / name).read_bytes() for name in (WEIGHTS, LOG)}
+    assert pl.read_csv(OUT / LOG, separator="\t")["step"].to_list() == [2, 4]
+    main(params(folder, 1), one_more=False)
+    first = (OUT / WEIGHTS).read_bytes()
+    assert first != whole[WEIGHTS]
+    main(params(folder, 2), one_more=True)
+    assert {name: (OUT / name).read_bytes() for name in whole} == whole
+
+    with pytest.raises(UserError, match="made with pretrain_ldm.rounds 2, params.yaml says 1"):
+        main(params(folder, 2), one_more=True)
+    assert (OUT / WEIGHTS).read_bytes() == whole[WEIGHTS]
+
+
+def test_only_the_last_of_three_rounds_is_trained(folder, monkeypatch):
+    main(params(folder, 2), one_more=False)
+    trained = []
+    real = pretrain_ldm.train_round
+    monkeypatch.setattr(pretrain_ldm, "train_round", lambda *given: trained.append(given[-1]) or real(*given))
+    main(params(folder, 3), one_more=True)
+    assert trained == [2]
+    assert pl.read_csv(OUT / LOG, separator="\t")["step"].to_list() == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("key", "value"), [("rounds", 0), ("clips", 0), ("colours", 1.5)])
+def test_settings_without_sense_are_refused(key, value):
+    fine = {"use": True, "rounds": 1, "clips": 1, "colours": 0.5, "optim": OptimConfig(steps=1, batch=1, lr=1.0)}
+    PretrainLDMConfig(**fine)
+    with pytest.raises(ValueError, match=key):
+        PretrainLDMConfig(**fine | {key: value})
