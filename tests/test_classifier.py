@@ -308,6 +308,13 @@ def test_every_frame_has_its_truth(world):
     assert again.pixels[:, 3, 4, 0].tolist() == wanted
 
 
+def test_in_a_cropped_picture_nobody_knows_where_the_hand_is(world):
+    wide = manifest.read(world / "data" / "manifest.parquet").with_columns(width=2 * pl.col("width"))
+    _, rows = read_rows(world, ("train", "fail"), wide)
+    targets = frames.frame_targets(rows, np.zeros(len(rows)))
+    assert targets.hand.isnan().all() and targets.visible.isnan().all() and not rows["step"].null_count()
+
+
 def test_truth_is_found_at_another_frame_rate(world):
     entries = manifest.read(world / "data" / "manifest.parquet").with_columns(fps=pl.lit(8.0))
     _, rows = read_rows(world, ("test",), entries)  # clips at twice the rate of the video: frames repeat
