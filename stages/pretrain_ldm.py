@@ -16,7 +16,7 @@ Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars as pl
@@ -35,55 +35,19 @@ from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import load_whole
 from vw2.models.renderer import LDMRenderer
-from vw2.models.settings import read_json
-from vw2.provenance import check_record, runtime, write_metrics
+from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
 from vw2.training.fit import fit
 from vw2.training.judge import code_figures, encode_rows, judge_rendering
+from vw2.training.rounds import LOG, RECORD, WEIGHTS, PretrainLDMConfig, take_up
 from vw2.training.run import OptimConfig
 from vw2.worlds.craft import CraftConfig
 
 OUT = Path("data/pretrained")
 PLOT = Path("plots/pretrain_ldm.png")
-LOG, WEIGHTS, RECORD = "training.tsv", "ldm.safetensors", "record.json"
 HELD_OUT = 64  # clips that no training step sees
-
-
-@dataclass(frozen=True)
-class PretrainLDMConfig:
-    """Group `pretrain_ldm` of params.yaml."""
-
-    use: bool  # false: the warm-up begins at random
-    rounds: int  # each with new clips and a schedule of its own
-    clips: int  # of a round
-    colours: float  # share of its clips whose colours are changed as dldm.colours says, in [0, 1]
-    optim: OptimConfig  # of a round
-
-    def __post_init__(self):
-        for key in ("rounds", "clips"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}; raise it")
-        if not 0 <= self.colours <= 1:
-            raise ValueError(f"colours must be in [0, 1], got {self.colours}; change it")
-
-
-def record_of(config: PretrainLDMConfig, rounds: int) -> dict:
-    """What is kept beside the weights, for the warm-up to compare with params.yaml."""
-    return {key: value for key, value in asdict(config).items() if key != "use"} | {"rounds": rounds}
-
-
-def take_up(folder: Path, saved: Path, config: PretrainLDMConfig) -> None:
-    """Put the weights and the log in `saved`, which are of all rounds but the last, where this run looks for them.
-
-    Raises: UserError if they are of another number of rounds, or were made with other parameters.
-    """
-    done = config.rounds - 1
-    check_record(read_json(saved / RECORD), record_of(config, done), "pretrain_ldm", "leave --one-more out")
-    if not (folder / f"round_{done - 1}").exists():
-        with atomic_dir(folder / f"round_{done - 1}") as temporary:
-            shutil.copytree(saved, temporary, dirs_exist_ok=True)
 
 
 def train_round(
@@ -120,7 +84,7 @@ def main(
         "craft": (craft.resolution, craft.fps),
         "prior": (frames, seen),
         "ldm": asdict(ldm_config),
-        "pretrain_ldm": record_of(config, 0),  # a round is the same, however many there are
+        "pretrain_ldm": config.record(0),  # a round is the same, however many there are
         "compute": asdict(compute),
     }
     folder = scratch_dir("pretrain_ldm", fingerprint(chosen, [], []))
@@ -152,7 +116,7 @@ def main(
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:
             shutil.copytree(last, temporary, dirs_exist_ok=True)
-            (temporary / RECORD).write_text(json.dumps(record_of(config, config.rounds), indent=2) + "\n")
+            (temporary / RECORD).write_text(json.dumps(config.record(config.rounds), indent=2) + "\n")
     write_metrics("pretrain_ldm", figures | rendered, seed=seed, n=HELD_OUT)
     clear(folder)
 

@@ -28,8 +28,7 @@ from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
 from vw2.models.renderer import LDMRenderer
-from vw2.models.settings import read_json
-from vw2.provenance import check_record, runtime, write_metrics
+from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, start
@@ -37,6 +36,7 @@ from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips
+from vw2.training.rounds import PretrainLDMConfig, check_made
 from vw2.training.run import Group, OptimConfig, Run
 
 CLIPS = Path("data/clips")
@@ -78,17 +78,16 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     store = ClipStore(CLIPS)
     dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(WarmupConfig, values["warmup_dldm"], "warmup_dldm")
-    use = parameters.leaf(values, "pretrain_ldm.use", bool)
+    pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
-    if use:
-        asked = {key: value for key, value in values["pretrain_ldm"].items() if key != "use"}
-        check_record(read_json(PRETRAINED / "record.json"), asked, "pretrain_ldm", "dvc repro -f pretrain_ldm")
+    if pretrained.use:
+        check_made(PRETRAINED, pretrained)
     accelerator = start(compute, seed)
     code = import_closure(Path(__file__), ROOT)
     chosen = {
-        "use": use,
+        "use": pretrained.use,
         "seed": seed,
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
@@ -101,7 +100,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     with runtime("warmup_dldm"):
         rows = store.train_rows(sources)
         ldm = LDM(dldm.ldm).to(accelerator.device)
-        if use:
+        if pretrained.use:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         walks = Walks(store, rows, seed, config.batch)

@@ -1,12 +1,16 @@
 """Pretraining in rounds: one more round gives what all rounds at once give; a wrong number of rounds is refused."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 from tiny_stages import OPTIM, write_params
 
 from stages import pretrain_ldm
-from stages.pretrain_ldm import LOG, OUT, WEIGHTS, PretrainLDMConfig, main
+from stages.pretrain_ldm import OUT, main
 from vw2.console import UserError
+from vw2.params import load
+from vw2.training.rounds import LOG, WEIGHTS, PretrainLDMConfig, check_made
 from vw2.training.run import OptimConfig
 
 
@@ -15,7 +19,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VW2_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr("stages.pretrain_ldm.HELD_OUT", 4)
+    monkeypatch.setattr("vw2.training.corpus.run_resumable", in_process)
     return tmp_path
+
+
+def in_process(function, jobs, memory, workers):
+    """A few clips are rendered sooner than a worker process has started."""
+    yield from ((name, function(job)) for name, job in jobs.items())
 
 
 def params(folder, rounds: int):
@@ -46,6 +56,10 @@ def test_only_the_last_of_three_rounds_is_trained(folder, monkeypatch):
     monkeypatch.setattr(pretrain_ldm, "train_round", lambda *given: trained.append(given[-1]) or real(*given))
     main(params(folder, 3), one_more=True)
     assert trained == [2]
+    made = PretrainLDMConfig(True, 3, 3, 0.5, OptimConfig(**load(folder / "params.yaml")["pretrain_ldm"]["optim"]))
+    check_made(OUT, made)
+    with pytest.raises(UserError, match="made with pretrain_ldm.colours 0.5, params.yaml says 0.1"):
+        check_made(OUT, replace(made, colours=0.1))
     assert pl.read_csv(OUT / LOG, separator="\t")["step"].to_list() == [2, 4, 6]
 
 

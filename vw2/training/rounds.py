@@ -1,0 +1,51 @@
+"""Pretraining in rounds: what is kept of one, and how the next goes on from it."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vw2.models.settings import read_json
+from vw2.provenance import check_record
+from vw2.scratch import atomic_dir
+from vw2.training.run import OptimConfig
+
+LOG, WEIGHTS, RECORD = "training.tsv", "ldm.safetensors", "record.json"
+
+
+@dataclass(frozen=True)
+class PretrainLDMConfig:
+    """Group `pretrain_ldm` of params.yaml."""
+
+    use: bool  # false: the warm-up begins at random
+    rounds: int  # each with new clips and a schedule of its own
+    clips: int  # of a round
+    colours: float  # share of its clips whose colours are changed as dldm.colours says, in [0, 1]
+    optim: OptimConfig  # of a round
+
+    def __post_init__(self):
+        for key in ("rounds", "clips"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}; raise it")
+        if not 0 <= self.colours <= 1:
+            raise ValueError(f"colours must be in [0, 1], got {self.colours}; change it")
+
+    def record(self, rounds: int) -> dict:
+        """What is kept beside the weights of so many rounds, to be compared with params.yaml."""
+        return {key: value for key, value in asdict(self).items() if key != "use"} | {"rounds": rounds}
+
+
+def take_up(folder: Path, saved: Path, config: PretrainLDMConfig) -> None:
+    """Put the weights and the log in `saved`, which are of all rounds but the last, where this run looks for them.
+
+    Raises: UserError if they are of another number of rounds, or were made with other parameters.
+    """
+    done = config.rounds - 1
+    check_record(read_json(saved / RECORD), config.record(done), "pretrain_ldm", "leave --one-more out")
+    if not (folder / f"round_{done - 1}").exists():
+        with atomic_dir(folder / f"round_{done - 1}") as temporary:
+            shutil.copytree(saved, temporary, dirs_exist_ok=True)
+
+
+def check_made(saved: Path, config: PretrainLDMConfig) -> None:
+    """Refuse pretrained weights that were made with other parameters. Raises: UserError naming the first one."""
+    check_record(read_json(saved / RECORD), config.record(config.rounds), "pretrain_ldm", "dvc repro -f pretrain_ldm")
