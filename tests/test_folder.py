@@ -198,7 +198,7 @@ def test_real_edge_cases(tmp_path):
         "ffmpeg-cli-wrapper_ffprobe-text.mp4": "not a video",
         "imagegif_interlaced.gif": "holds 1 frame",
         "jcodec_37.mp4": "holds 1 frame",
-        "libwebm_block_ends_beyond_cluster.mkv": "1 frame",
+        "libwebm_block_ends_beyond_cluster.mkv": "begins in the middle",
         "libwebm_invalid_vp9_bitstream-bug_1416.webm": "12336x12336",
         "mp4parse_bipbop_nonfragment_header.mp4": "no frame",
         "mp4parse_h264_white_frame_sar_16_9.mp4": "holds 1 frame",

@@ -3,8 +3,8 @@
 Strict: damage that the decoder reports, a broken stream or a file that ends early raises MediaError; nothing is
 repeated or blackened in silence. Not all damage can be seen: most videos (H.264, MPEG-4, plain HEVC, VP9, MJPEG) carry
 no checksums, and flipped bits that still decode, or that the decoder paints over without a word, are shown; HEVC with
-checksums, PNG and FFV1 are checked. Only known containers are opened and only local files are read (FFmpeg would follow
-a playlist named .mp4 to other files and hosts).
+checksums, PNG and FFV1 are checked, and pictures missing from H.264 are told by their numbers. Only known containers
+are opened and only local files are read (FFmpeg would follow a playlist named .mp4 to other files and hosts).
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from typing import Any
 
 import av
 import numpy as np
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vw2.media.h264 import Watch
 from vw2.media.picture import MediaError, Picture, mirrored, quarter_turns
+from vw2.media.streams import decoder_of, pick_stream
 from vw2.media.timing import MAX_GAP, frame_rate, judged, longest_gap
-from vw2.media.whole import check_whole, declared_duration, packet_end, shared_duration
+from vw2.media.whole import check_edits, check_whole, declared_duration, packet_end, shared_duration
 
 MAX_SIDE = 8192  # pixels; what the largest cameras record. Beyond it lie decompression bombs
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf,m4v,h264,hevc,ivf"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 MAX_SAR = 16.0  # a pixel more than 16 times as wide as high is a broken header, not an anamorphic lens
 
-TELLTALES = ("ffv1",)  # decoders that find a wrong checksum, tell the log only and show the picture before instead
+BARE = {"h264", "hevc", "m4v"}  # containers that are no more than the stream, for which FFmpeg says 25 frames/s
+TELLTALES = ("ffv1", "gif", "cinepak", "flashsv")  # decoders that tell the log only of damage, and show something
+# Codecs whose decoders paint on grey where the first key picture is missing (the beginnings of their names).
+GREY = ("mpeg4", "msmpeg4", "h263", "flv1", "wmv1", "wmv2")
 
 av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, FFmpeg need not print it too; errors are counted
 
@@ -54,15 +58,6 @@ class VideoInfo:
     variable: bool = False  # True if frames do not come at a constant rate (known after `scan`)
 
 
-def _pick_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    """The video stream a player would show: the default one, else the first; never a cover picture."""
-    streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
-    if not streams:
-        kinds = sorted({each.type for each in container.streams}) or ["nothing"]
-        raise MediaError(f"has no video stream, only {', '.join(kinds).replace('video', 'a cover picture')}")
-    return next((each for each in streams if each.disposition & Disposition.default), streams[0])
-
-
 @contextmanager
 def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a file and make its video stream ready to decode; every FFmpeg error becomes a MediaError."""
@@ -75,7 +70,7 @@ def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.containe
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(f"is not a video in a known container ({_words(error)})") from error
     with container:
-        stream = _pick_stream(container, path)
+        stream = pick_stream(container)
         if stream.codec_context is None:
             raise MediaError("uses a codec this build of FFmpeg does not know")
         if max(stream.width, stream.height) > max_side:
@@ -84,6 +79,7 @@ def _open(path: Path, max_side: int, threads: int) -> Iterator[tuple[av.containe
         stream.thread_type = "AUTO" if threads != 1 else "NONE"
         # Report damage instead of painting over it, checksums included; the stream may lie about its size as well.
         stream.codec_context.options = {"err_detect": "explode+crccheck", "max_pixels": str(max_side**2)}
+        check_edits(container, stream)
         yield container, stream
 
 
@@ -112,24 +108,35 @@ def _decode(
     first = last = None
     others = 0.0  # seconds; watched only where nothing else tells a file that was cut
     watched = list(container.streams) if shared_duration(container, stream) else [stream]
-    telltale = stream.codec_context.name in TELLTALES
+    codec, decoder = stream.codec_context.codec.canonical_name, decoder_of(stream)
+    telltale = decoder.name in TELLTALES
+    watch = Watch(decoder.extradata) if codec == "h264" else None
     try:
         for packet in container.demux(watched):
             if packet.stream.index != stream.index:  # (stream_index is 0 in the packets that empty the decoders)
                 others = max(others, packet_end(packet))
                 continue
             packets += packet.size > 0
+            if not packet.size and packet.dts is not None:
+                continue  # a frame that was left out; the packet that empties the decoder has no time
             if packet.is_corrupt:
                 raise MediaError(f"breaks after {count} frames (damaged or cut data)", count)
+            if watch and packet.size:
+                if watch.leaps(packet):
+                    raise MediaError(f"breaks after {count} frames (frames before the next are missing)", count)
+                if watch.leads(packet):
+                    continue
             errors, _ = av.logging.get_last_error() if telltale else (0, None)
-            frames = packet.decode()
-            if telltale and _complained(stream.codec_context.name, errors):
-                raise MediaError(f"breaks after {count} frames (damaged picture: wrong checksum)", count)
+            frames = decoder.decode(packet)
+            if telltale and _complained(decoder.name, errors):
+                raise MediaError(f"breaks after {count} frames (damaged picture)", count)
             for frame in frames:
                 if max(frame.width, frame.height) > max_side:
                     raise MediaError(f"turns to {frame.width}x{frame.height} pixels after {count} frames", count)
                 if frame.is_corrupt:
                     raise MediaError(f"breaks after {count} frames (damaged picture)", count)
+                if first is None and codec.startswith(GREY) and not frame.key_frame:
+                    raise MediaError("begins in the middle: its first picture is no key picture")
                 first = first or frame
                 if (frame.width, frame.height) != (first.width, first.height):
                     sizes = [f"{each.width}x{each.height}" for each in (first, frame)]
@@ -160,7 +167,7 @@ def _info(container: av.container.InputContainer, stream: av.VideoStream, frame:
     sar = float(stream.sample_aspect_ratio or 1)
     sar = sar if 1 / MAX_SAR <= sar <= MAX_SAR else 1.0
     return VideoInfo(
-        fps=float(stream.average_rate or stream.guessed_rate or 0),
+        fps=next(iter(_rates(container, stream)), float(stream.guessed_rate or 0)),
         frames=stream.frames,
         width=width,
         height=height,
@@ -169,6 +176,12 @@ def _info(container: av.container.InputContainer, stream: av.VideoStream, frame:
         sar=1 / sar if turns % 2 else sar,
         duration=declared_duration(container, stream),
     )
+
+
+def _rates(container: av.container.InputContainer, stream: av.VideoStream) -> list[float]:
+    """The frame rates that a file declares, the most trusted first."""
+    own = stream.codec_context.framerate if container.format.name in BARE else None
+    return [float(rate) for rate in ((own,) if own else (stream.average_rate, stream.base_rate)) if rate]
 
 
 def probe(path: Path, *, max_side: int = MAX_SIDE) -> VideoInfo:
@@ -200,7 +213,7 @@ def timeline(
         for frame in _decode(container, stream, max_side, max_seconds):
             info = info or _info(container, stream, frame)
             times.append(frame.time)
-        declared = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
+        declared = _rates(container, stream)
     fps, variable = frame_rate(times, declared)
     if not fps:
         raise MediaError(f"states neither a frame rate nor usable times for its {len(times)} frames", len(times))

@@ -14,6 +14,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from vw2.media.hdr import HLG, PQ, ordinary
 from vw2.media.resize import Fit, boxed, centre, resize_frame, window
 
 # Area averaging; colour at full resolution (swscale would halve it for small pictures); same bytes on every processor.
@@ -99,14 +100,17 @@ class Picture:
         return np.ascontiguousarray(np.rot90(pixels, turns) if turns else pixels)
 
     def _convert(self, pixels: str, **size: int) -> np.ndarray:
-        """The picture in another pixel format and size, not turned."""
+        """The picture in another pixel format (RGB first) and size, not turned."""
         try:
             # PyAV would forget the range of full-range video unless it is told again.
             told = {"format": pixels, "src_color_range": self._frame.color_range, "threads": 1}
-            return self._scaler.reformat(self._frame, **told, **size).to_ndarray()
+            picture = self._scaler.reformat(self._frame, **told, **size).to_ndarray()
         except (av.FFmpegError, ValueError, MemoryError) as error:
             what = f"has pixels in a format that cannot be converted ({self._frame.format.name})"
             raise MediaError(what, self._number) from error
+        if self._frame.color_trc in (PQ, HLG):
+            picture[..., :3] = ordinary(picture[..., :3], self._frame.color_trc)
+        return picture
 
 
 def resize_picture(picture: Picture, height: int, width: int, fit: Fit = "cover", sar: float = 1.0) -> np.ndarray:

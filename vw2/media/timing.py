@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ JITTER = 0.25  # frames; timestamps within this distance of a regular grid count
 MAX_GAP = 10.0  # seconds for which a video may show one frame: beyond it times are broken, or it is a slide show
 BAD = 0.05  # share of the times that may be missing or wrong before the others are not believed either
 APART, STRAY = 0.05, 3.0  # share of the frames, and frames, by which a declared rate may miss the time they take
+SET_BACK = 0.5  # seconds; a time that much before the last one is another clock's, as where recordings were joined
 
 
 def judged(timed: Iterable[tuple[float | None, Item]]) -> Iterator[tuple[float, bool, Item]]:
@@ -75,10 +77,11 @@ def frame_rate(times: Sequence[float | None], declared: Sequence[float]) -> tupl
 
 
 def _rate_of_ends(times: Sequence[float | None], declared: Sequence[float]) -> float:
-    """The rate where single times say nothing."""
+    """The rate where single times say nothing: that of the ends of each stretch of time, all together."""
     known = [number for number, each in enumerate(times) if each is not None]
-    frames = known[-1] - known[0] if known else 0
-    seconds = times[known[-1]] - times[known[0]] if known else 0.0
+    steps = [(b - a, times[b] - times[a]) for a, b in pairwise(known)]
+    steps = [step for step in steps if step[1] > -SET_BACK]  # a clock that was set back begins anew
+    frames, seconds = sum(step[0] for step in steps), sum(step[1] for step in steps)
     if seconds <= 0:
         return declared[0] if declared else 0.0
     fits = (rate for rate in declared if abs(rate * seconds - frames) <= max(APART * frames, STRAY))

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import av
 
+from vw2.media.boxes import edits, lost_bytes
 from vw2.media.picture import MediaError
 
 EXACT_COUNT = "mov"  # containers of this family state their number of frames exactly
 SHARED = {"flv", "matroska"}  # containers whose header may state one duration for all streams together
+ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # File Properties Object (ASF specification, sec. 3.2)
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # Matroska's outermost elements (RFC 8794, RFC 9559)
 
 
@@ -59,8 +61,8 @@ def check_whole(
     """
     (first, last), declared = ends, stream.frames
     exact = EXACT_COUNT in container.format.name.split(",")
-    if exact and declared:  # an edit list leaves out frames that are counted but lie in no entry of the index
-        declared = min(declared, len(stream.index_entries) or declared)
+    if exact and declared:  # frames that an edit list leaves out are in no entry of the index; one of size 0 is none
+        declared = min(declared, sum(each.size > 0 for each in stream.index_entries) or declared)
     expected, end = declared_duration(container, stream), None
     if last.time is not None and first.time is not None:
         # Times below 0 (a transport stream whose clock wrapped) shift the end.
@@ -75,12 +77,42 @@ def check_whole(
         raise MediaError(
             f"is cut short: {count} frames came out, up to {end:.2f} s of {expected:.2f} s declared", count
         )
-    lost = _lost_bytes(Path(container.name)) if "matroska" in container.format.name else 0
+    lost = _lost_bytes(container)
     if lost:
         raise MediaError(f"is cut short: {count} frames came out, and its last {lost} bytes are missing", count)
 
 
-def _lost_bytes(path: Path) -> int:
+def check_edits(container: av.container.InputContainer, stream: av.VideoStream) -> None:
+    """Raise MediaError for an MP4 whose edit list FFmpeg would not follow: a picture that stays, a pause in between."""
+    if EXACT_COUNT not in container.format.name.split(","):
+        return
+    for number, (first, rate) in enumerate(edits(Path(container.name), stream.id)):
+        if rate == 0 or (number and first < 0):
+            raise MediaError("has an edit list that cannot be played (a picture that stays, or a pause in between)")
+
+
+def _lost_bytes(container: av.container.InputContainer) -> int:
+    """How many bytes a file lacks by its own account; 0 if none, or if it does not say."""
+    path, kinds = Path(container.name), set(container.format.name.split(","))
+    if "matroska" in kinds:
+        return _lost_of_segment(path)
+    if "asf" in kinds:
+        return _lost_of_asf(path)
+    return lost_bytes(path) if EXACT_COUNT in kinds else 0
+
+
+def _lost_of_asf(path: Path) -> int:
+    """By how many bytes an ASF file is shorter than its header says, unless it was written for a broadcast."""
+    with path.open("rb") as file:
+        head = file.read(2**16)
+        size = file.seek(0, 2)
+    at = head.find(ASF_FILE)
+    if at < 0 or at + 92 > len(head) or head[at + 88] & 1:
+        return 0
+    return max(0, int.from_bytes(head[at + 40 : at + 48], "little") - size)
+
+
+def _lost_of_segment(path: Path) -> int:
     """By how many bytes the Segment of a Matroska file reaches beyond its end; 0 if it does not, or says no size."""
     with path.open("rb") as file:
         head = file.read(4096)
