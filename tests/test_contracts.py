@@ -349,8 +349,12 @@ def test_floats_are_floats_for_every_parser(file):
 
 
 @pytest.mark.parametrize("file", [f for f in SOURCES if f.name == "__init__.py"], ids=_name)
-def test_init_files_are_empty(file):
-    assert file.read_text() == "", "a stage would depend on everything that is imported here"
+def test_init_files_hold_no_code_of_ours(file):
+    if file == ROOT / "stages" / "__init__.py":  # Ctrl-C before the libraries are loaded can be heard nowhere else
+        imported = {name.name for node in ast.walk(ast.parse(file.read_text())) for name in getattr(node, "names", [])}
+        assert imported == {"signal", "sys"}
+    else:
+        assert file.read_text() == "", "a stage would depend on everything that is imported here"
 
 
 def _area(file: Path) -> str:
