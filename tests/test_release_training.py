@@ -153,8 +153,8 @@ def test_without_guidance_nothing_is_drawn_twice():
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"code_dropout": 1.5}, r"dldm.code_dropout must lie in \[0, 1\], .*, got 1.5, 0.0 and 1.0"),
-        ({"guidance": -1.0}, "dldm.guidance and dldm.denoising_weight be at least 0"),
+        ({"code_dropout": 1.5}, r"dldm.code_dropout must lie in \[0, 1\], got 1.5"),
+        ({"guidance": -1.0}, "dldm.guidance must be at least 0, got -1.0"),
         (
             {"guidance": 2.0, "sampling_order": "frames", "frame_times": "independent"},
             "goes with dldm.sampling_order clip, got 2.0",

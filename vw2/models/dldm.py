@@ -39,6 +39,7 @@ from vw2.models.flow import (
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
+from vw2.models.ranges import at_least
 from vw2.models.timeline import STRIDE, Window, fill, windows
 
 
@@ -90,21 +91,20 @@ class DLDMConfig(LDMConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.sampling_start <= 1 or self.sampling_steps < 1:
+        at_least("dldm", self, reconstruction_weight=0, denoising_weight=0, motion_weight=0, first_noise=0, guidance=0)
+        at_least("dldm", self, sampling_steps=1)
+        if not (0 < self.sampling_start <= 1 and self.sampling_shift > 0):
             raise ValueError(
-                "dldm.sampling_start must lie in (0, 1] and dldm.sampling_steps be at least 1, "
-                f"got {self.sampling_start} and {self.sampling_steps}"
+                "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, "
+                f"got {self.sampling_start} and {self.sampling_shift}; change them"
             )
         if self.sampling_order == "frames" and (self.frame_times, self.self_attention) != ("independent", "causal"):
             raise ValueError(
                 "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
                 f"got {self.frame_times} and {self.self_attention}; change these or set it to clip"
             )
-        if not 0 <= self.code_dropout <= 1 or self.guidance < 0 or self.denoising_weight < 0:
-            raise ValueError(
-                "dldm.code_dropout must lie in [0, 1], dldm.guidance and dldm.denoising_weight be at least 0, "
-                f"got {self.code_dropout}, {self.guidance} and {self.denoising_weight}"
-            )
+        if not 0 <= self.code_dropout <= 1:
+            raise ValueError(f"dldm.code_dropout must lie in [0, 1], got {self.code_dropout}; change it")
         if self.guidance and self.sampling_order == "frames":
             raise ValueError(
                 f"dldm.guidance goes with dldm.sampling_order clip, got {self.guidance} and frames; set it to 0 or "
@@ -117,11 +117,6 @@ class DLDMConfig(LDMConfig):
             )
         if self.window <= STRIDE or self.window % STRIDE != 1:
             raise ValueError(f"dldm.window must be 1 + {STRIDE}m frames, at least {1 + STRIDE}, got {self.window}")
-        if self.control.blocks < 0 or self.reconstruction_weight < 0:
-            raise ValueError(
-                "dldm.control.blocks and dldm.reconstruction_weight must be at least 0, "
-                f"got {self.control.blocks} and {self.reconstruction_weight}"
-            )
 
     def for_clips(self, frames: int):
         """As of the LDM; and what the VDM draws at once must fit its projection."""
@@ -167,6 +162,8 @@ class DLDM(nn.Module):
         self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
         adapt_vdm(self.vdm, config.vdm)
         self.ldm.decoder.requires_grad_(config.reconstruction != "off")
+        if self.ldm.connector is not None:  # the codes' way to it leads through the decoder: the VDM teaches it
+            self.ldm.decoder.from_digits.requires_grad_(True)
         self.reach, self.sees = REACH[config.reconstruction], SEES[config.control.sees]
         self.stride = config.stride or STRIDE
 
@@ -210,7 +207,8 @@ class DLDM(nn.Module):
 
     def draw(self, frame: Tensor, codes: Tensor) -> Drawing:
         """What the coarse decoder draws for first frame and codes, with the gradients that `reconstruction` allows."""
-        return self.ldm.decoder(*self.reach(self.ldm.features(frame), codes))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
+            return self.ldm.decoder(*self.reach(self.ldm.features(frame), codes))
 
     def denoising(self, clean: Tensor, known: Tensor, hint: Tensor, codes: Tensor, rng: torch.Generator) -> Tensor:
         """Denoising loss of one window, at noise levels and with noise drawn from `rng`.

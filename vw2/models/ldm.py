@@ -24,9 +24,11 @@ from vw2.models.causal_encoder import CausalEncoder
 from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH
+from vw2.models.layers import GROUPS, HEADS
 from vw2.models.losses import LEAST_SIDE, Loss, reconstruction_loss
 from vw2.models.qformer import QFormer
 from vw2.models.queries import PrefixQueries
+from vw2.models.ranges import at_least, multiples
 from vw2.models.timeline import STRIDE, fill, stride_of
 
 
@@ -63,6 +65,9 @@ class LDMConfig:
 
     def __post_init__(self):
         resolve_levels(self.codebook, self.levels)
+        at_least("dldm", self, queries=1, size=1, encoder_blocks=1, decoder_blocks=1, query_layers=1, max_steps=1)
+        at_least("dldm", self, vgg_weight=0, pixel_motion_weight=0)
+        multiples("dldm", self, width=GROUPS, query_width=HEADS, history_width=HEADS)
         if not 0 <= self.drawn_share <= 1:
             raise ValueError(f"dldm.drawn_share must lie in [0, 1], got {self.drawn_share}; change it")
         unit = {"frames": 2 * PATCH, "causal": self.causal.space}[self.parts]
@@ -140,12 +145,11 @@ def causal_parts(config: LDMConfig) -> Parts:
     digits, causal = len(config.resolved()), config.causal
     levels, z = (causal.channels, causal.multipliers), causal.z_channels
     former = QFormer(config.queries, causal.width, causal.query_layers, causal.query_heads, causal.view)
-    listening = causal.attention(causal.decoder_attention)
     return Parts(
-        CausalEncoder(*levels, causal.blocks, *causal.ratios, causal.attention(causal.encoder_attention)),
+        CausalEncoder(*levels, causal.blocks, *causal.ratios, causal.attending),
         CausalQueries(former, causal.width, z, digits),
         nn.Identity(),
-        CausalDecoder(digits, z, config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, listening),
+        CausalDecoder(digits, z, config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, causal.listening),
         ResidualBlock(z, causal.connector) if causal.connector else None,
     )
 
