@@ -5,7 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import LATENT, SIDE, causal_settings, clip, draw, tiny_batch, tiny_config, tiny_dldm, tiny_ldm, tiny_prior, wake
+from tiny_models import (
+    LATENT,
+    SIDE,
+    causal_settings,
+    clip,
+    draw,
+    tiny_batch,
+    tiny_config,
+    tiny_dldm,
+    tiny_ldm,
+    tiny_prior,
+    wake,
+)
 from torch.nn.functional import conv2d, max_pool2d, relu
 
 from vw2.console import UserError
@@ -185,7 +197,7 @@ def test_plain_ldm_is_the_same_model_without_vdm(tmp_path):
         ({"history_width": 10}, "dldm.history_width must be a multiple of 4, at least 4, got 10"),
         ({"query_layers": 0}, "dldm.query_layers must be at least 1, got 0"),
         ({"max_steps": 0}, "dldm.max_steps must be at least 1, got 0"),
-        ({"sampling_shift": 0.0}, "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, got 1.0 a"),
+        ({"sampling_shift": 0.0}, "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, got 1.0"),
         ({"sampling_shift": -1.0}, "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0"),
         ({"sampling_steps": 0}, "dldm.sampling_steps must be at least 1, got 0"),
         ({"first_noise": -1.0}, "dldm.first_noise must be at least 0, got -1.0"),

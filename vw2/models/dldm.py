@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vw2.console import UserError
+from vw2.media.colours import jitter
 from vw2.models.adapt import AdaptConfig, adapt_vdm
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
@@ -80,6 +81,7 @@ class DLDMConfig(LDMConfig):
     level_weight: LevelWeight = "uniform"  # what the denoising loss makes of them
     time_shift: float = 1.59  # logit_normal: t = sigmoid(N(0, 1) + shift)
     motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
+    target_jitter: float = 0.0  # strength of other colours for the VDM alone; the release: 1
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
     code_dropout: float = 0.0  # share of training clips whose codes the VDM is not told
     guidance: float = 0.0  # how far rendering goes beyond what the VDM draws without codes; 0 = not at all
@@ -92,7 +94,7 @@ class DLDMConfig(LDMConfig):
     def __post_init__(self):
         super().__post_init__()
         at_least("dldm", self, reconstruction_weight=0, denoising_weight=0, motion_weight=0, first_noise=0, guidance=0)
-        at_least("dldm", self, sampling_steps=1)
+        at_least("dldm", self, sampling_steps=1, target_jitter=0)
         if not (0 < self.sampling_start <= 1 and self.sampling_shift > 0):
             raise ValueError(
                 "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, "
@@ -245,9 +247,10 @@ class DLDM(nn.Module):
         recon = self.ldm.loss(drawing.over(frame), small)
         window = pick(self.windows(codes.shape[1]), rng)
         with torch.no_grad():
-            clean = vae.encode(fill(batch.video[:, :, window.frames]))
+            target, begin = jitter((batch.video, batch.first), self.config.target_jitter, rng)
+            clean = vae.encode(fill(target[:, :, window.frames]))
             coarse = fill(drawing.over(batch.first)[:, :, window.frames].clamp(-1, 1))
-            known = vae.encode(batch.first) if window.begin == 0 else clean[:, :, :1]
+            known = vae.encode(begin) if window.begin == 0 else clean[:, :, :1]
             hint = self.sees(vae, coarse, known)
         denoise = self.denoising(clean, known, hint, codes[:, window.steps], rng)
         loss = self.config.denoising_weight * denoise + self.config.reconstruction_weight * recon

@@ -41,6 +41,7 @@ class LDMConfig:
     queries: int = 4  # N
     parts: Literal["frames", "causal"] = "frames"  # see PARTS
     size: int | tuple[int, int] = 32  # pixels: clips are shrunk to size x size, or (height, width), for the LDM
+    shrink: Literal["area", "bilinear"] = "area"  # how; bilinear is not antialiased (release)
     # parts frames
     width: int = 64  # C
     encoder_blocks: int = 2
@@ -144,12 +145,13 @@ def causal_parts(config: LDMConfig) -> Parts:
     """Those of paper and release."""
     digits, causal = len(config.resolved()), config.causal
     levels, z = (causal.channels, causal.multipliers), causal.z_channels
+    coarse = config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, causal.listening
     former = QFormer(config.queries, causal.width, causal.query_layers, causal.query_heads, causal.view)
     return Parts(
         CausalEncoder(*levels, causal.blocks, *causal.ratios, causal.attending),
         CausalQueries(former, causal.width, z, digits),
         nn.Identity(),
-        CausalDecoder(digits, z, config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, causal.listening),
+        CausalDecoder(digits, z, *coarse),
         ResidualBlock(z, causal.connector) if causal.connector else None,
     )
 
@@ -183,10 +185,10 @@ class LDM(nn.Module):
         return self.connector(self.decoder.lift(codes))[..., 0, 0].transpose(1, 2)
 
     def shrink(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, 3, T, *size), antialiased by area."""
+        """(B, 3, T, H, W) -> (B, 3, T, *size)."""
         if tuple(video.shape[-2:]) == self.config.sides:
             return video
-        small = interpolate(video.transpose(1, 2).flatten(0, 1), size=self.config.sides, mode="area")
+        small = interpolate(video.transpose(1, 2).flatten(0, 1), size=self.config.sides, mode=self.config.shrink)
         return small.unflatten(0, (len(video), -1)).transpose(1, 2)
 
     @torch.no_grad()
