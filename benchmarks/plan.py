@@ -6,6 +6,7 @@ allocated, no figure is assumed but those that the table names as such. Takes a 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 
@@ -24,20 +25,32 @@ from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.projection import Projection, ProjectionConfig
 from vw2.models.wan_vae import WanVAE
+from vw2.params import build
+from vw2.patch import parse, patch
 
 FRAMES, HEIGHT, WIDTH = 93, 480, 832  # the VDM's clip
 SMALL = (240, 416)  # the LDM's (release)
-CONTROL = 3  # copied blocks (release)
+ROOT = Path(__file__).parents[1]
 BATCH, STEPS = 128, 100_000  # VideoWorld 2, table 4
+PRESET = "paper"
 GIB, STATES = 2**30, 12  # bytes of AdamW per parameter: fp32 weight and two fp32 moments
 
 
+def control_of(preset: str) -> ControlConfig:
+    """The control branch of a preset, over the committed params.yaml."""
+    overrides = parse((ROOT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"), preset)
+    text, _ = patch((ROOT / "params.yaml").read_text(encoding="utf-8"), overrides, preset)
+    return build(ControlConfig, parse(text, preset)["dldm"]["control"], "dldm.control")
+
+
+CONTROL = control_of(PRESET)
+COPIED = len(CONTROL.numbers)
 TEXT = f"""\
 # One joint step of the paper's configuration, planned
 
 Made by `python -m benchmarks.plan` on the meta device. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; LDM at
 {SMALL[0]}x{SMALL[1]} (release) with prefix queries; block-causal VDM of Cosmos-Predict2 2B; control branch of
-{CONTROL} blocks (release). Memory in GiB. Kept: what autograd holds for the backward pass of one clip, in bfloat16,
+{COPIED} blocks (release). Memory in GiB. Kept: what autograd holds for the backward pass of one clip, in bfloat16,
 with fused attention; checkpointed: every block of VDM and control branch is computed again in the backward pass.
 
 {{rows}}
@@ -143,11 +156,11 @@ def ldm_part() -> Part:
     return Part("LDM and projection", size(ldm, projection), True, forward, backward, kept, kept)
 
 
-def vdm_parts(control_blocks: int) -> tuple[Part, Part]:
-    """VDM and control branch, the first `control_blocks` blocks copied; block-causal masks by slices."""
+def vdm_parts(control: ControlConfig) -> tuple[Part, Part]:
+    """VDM and control branch; block-causal masks by slices."""
     with torch.device("meta"):
         vdm = CosmosVDM(CosmosConfig(tokens=0, attention="causal")).to(torch.bfloat16)
-        branch = ControlBranch(ControlConfig(control_blocks, 0.5, "mlp", True), vdm).to(torch.bfloat16)
+        branch = ControlBranch(control, vdm).to(torch.bfloat16)
     vdm.layout.attention = "slices"
     frames, high, wide = 1 + (FRAMES - 1) // 4, HEIGHT // 8, WIDTH // 8
     noisy, time, first = empty(1, 16, frames, high, wide), empty(1), empty(1, 16, 1, high, wide)
@@ -156,11 +169,12 @@ def vdm_parts(control_blocks: int) -> tuple[Part, Part]:
     hidden, run_block = vdm.begin(*args)
     hidden = hidden.detach().requires_grad_()
     once, _, kept_block = measure(lambda: run_block(vdm.blocks[0], hidden), vdm)
+    residuals = lambda: sum(r.sum() for r in branch(vdm, *args, noisy) if r is not None)  # noqa: E731
     length = hidden.untyped_storage().nbytes()
     parts = []
     for name, module, blocks, step in (
         ("VDM", vdm, len(vdm.blocks), lambda: vdm(*args)),
-        ("control branch", branch, control_blocks, lambda: sum(r.sum() for r in branch(vdm, *args, noisy))),
+        ("control branch", branch, len(control.numbers), residuals),
     ):
         forward, backward, kept = measure(step, vdm, branch)
         # all blocks but one give way to their inputs

@@ -134,7 +134,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
         write_sheet(PLOT, sheet)
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
-        check_gates(figures | rendered, gates, dldm_config.codebook, CODES_PLOT, PLOT)
+        check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
         shaken = judge.pick_clips(store, "test", 1, seed, sources)
         if shaken:
             rendered |= judge.judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]

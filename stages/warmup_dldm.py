@@ -115,7 +115,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)
         write_sheet(PLOT, sheet)
         write_health(CODES_PLOT, code_health(codes, levels), gates.step_entropy_share, gates.digit_entropy_share)
-        check_gates(figures | rendered, gates, dldm.codebook, CODES_PLOT, PLOT)
+        check_gates(figures | rendered, gates, dldm.codebook, codes.shape, CODES_PLOT, PLOT)
         with atomic_dir(OUT) as temporary:
             save_ldm(ldm, temporary)
         write_curves(work.history, LOGS)

@@ -382,7 +382,7 @@ def test_checkpointing_changes_no_number(kind, folders):
         dldm = DLDM(tiny_config(vdm=AdaptConfig("lora", rank=2, checkpointing=checkpointing)), pair)
         wake(dldm).train()
         runs.append(0)
-        for block in (*pair.vdm.blocks, *dldm.control.blocks):
+        for block in (*pair.vdm.blocks, *dldm.control.blocks.values()):
             block.attn1.to_q.register_forward_hook(lambda *_: runs.append(runs.pop() + 1))
         loss, _, _ = dldm(JointBatch(video(), video()[:, :, :1]), pair.vae, generator(0))
         loss.backward()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vw2.media.colours import ColourConfig, colour_mix, recolour
+from vw2.media.colours import ColourConfig, colour_mix, jitter, recolour
 
 ALL = ColourConfig(share=1.0)
 STILL = replace(ALL, hue=0.0, saturation=0.0, contrast=0.0, brightness=0.0)
@@ -65,3 +65,18 @@ def test_share_and_limits():
     for wrong in ({"share": 1.5}, {"hue": -0.1}, {"brightness": -1.0}):
         with pytest.raises(ValueError, match=r"dldm\.colours"):
             replace(ALL, **wrong)
+
+
+def test_jitter_is_one_draw_a_clip_and_within_its_bounds():
+    video, rng = videos(), lambda: torch.Generator().manual_seed(1)
+    assert jitter((video, video), 0.0, None)[1] is video, "and nothing is drawn"
+    changed, first = jitter((video, video[:, :, :1]), 1.0, rng())
+    assert torch.equal(changed[:, :, :1], first), "the first frame shares it"
+    alone = jitter((video[:, :, :1].expand_as(video),), 1.0, rng())[0]
+    assert torch.equal(alone[:, :, 0], alone[:, :, 1]), "all frames do"
+    grey = torch.full_like(video, -0.4)  # 0.3 of [0, 1]: hue, saturation and contrast do nothing to it
+    light = (jitter((grey,), 1.0, rng())[0] + 1) / 2 / 0.3
+    assert 0.7 <= light.min() < 0.8 and 1.2 < light.max() <= 1.3
+    torch.testing.assert_close(light.amin((1, 2, 3, 4)), light.amax((1, 2, 3, 4)))
+    half = (jitter((grey,), 0.5, rng())[0] + 1) / 2 / 0.3
+    torch.testing.assert_close(2 * (half - 1), light - 1, atol=1e-5, rtol=0)

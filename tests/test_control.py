@@ -221,7 +221,7 @@ def test_at_first_it_changes_nothing_and_then_follows_the_hint(hint, own_time):
 
 def test_blocks_are_copies_under_the_same_masks():
     branch, vdm = tiny_branch(awake=False)
-    for mine, theirs in zip(branch.blocks, vdm.blocks, strict=False):
+    for mine, theirs in zip(branch.blocks.values(), vdm.blocks, strict=False):
         assert mine is not theirs and mine.attn1.processor.layout is vdm.layout is mine.attn2.processor.layout
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
     wake(vdm, 3)
@@ -229,7 +229,7 @@ def test_blocks_are_copies_under_the_same_masks():
     pairs = [
         (branch.patch_embed, vdm.patch_embed),
         (branch.time_embed, vdm.time_embed),
-        (branch.blocks[1], vdm.blocks[1]),
+        (branch.blocks["1"], vdm.blocks[1]),
     ]
     for mine, theirs in pairs:
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
@@ -283,12 +283,36 @@ def test_keys_and_sizes_of_the_hints():
     assert {key.split(".")[0] for key in mini.state_dict()} == {"patch_embed", "blocks", "hint", "zero"}
     assert mini.hint.weight.shape == (32, 6 * 4) and isinstance(mini.hint, LinearHint)
     wide = MLPHint(vdm)
-    assert wide.embed.weight.shape == (32, 129 * 4)
+    assert wide.embed.weight.shape == (32, 128 * 4), "the mini has no padding mask"
+    assert tiny_branch(hint_channels=16)[0].hint.embed.weight.shape == (48, 17 * 4), "the release has one"
+    with pytest.raises(ValueError, match="dldm.control.hint_channels must be at least 6, .* got 5; raise it"):
+        tiny_branch(hint_channels=5)
     widths = [layer.out_features for layer in wide.mlp if isinstance(layer, nn.Linear)]
     assert widths == [16, 16, 32, 32, 96, 96, 256, 32]
-    with pytest.raises(ValueError, match=r"dldm.control.blocks must lie in 1\.\.2, the VDM's, got 3"):
+    with pytest.raises(ValueError, match=r"dldm.control.blocks must lie in 1\.\.2, the VDM's, or .* 0\.\.1, got 3"):
         ControlBranch(ControlConfig(blocks=3), vdm)
     assert RELEASE.hint == "mlp"
+
+
+@torch.no_grad()
+def test_copies_that_are_no_first_blocks():
+    branch, vdm = tiny_branch(blocks=(0, 2))
+    some = {key: value for key, value in tiny_branch(blocks=3)[0].state_dict().items() if ".1." not in key[:9]}
+    assert branch.state_dict().keys() == some.keys(), "each has the number of its block"
+    args = given()
+    first, none, last = branch(vdm, *args)
+    alone, its = tiny_branch(blocks=1)  # the same VDM
+    alone.load_state_dict({key: value for key, value in branch.state_dict().items() if key in alone.state_dict()})
+    torch.testing.assert_close(alone(its, *args)[0], first, atol=0, rtol=0)
+    assert none is None and not torch.equal(vdm(*args[:4], [first, none, last]), vdm(*args[:4], [first]))
+    full = vdm(*args[:4], [first, torch.zeros_like(first), last])
+    torch.testing.assert_close(vdm(*args[:4], [first, none, last]), full)
+
+
+@pytest.mark.parametrize("blocks", [(2, 0), (1, 1), (-1,), -1])
+def test_blocks_that_cannot_be(blocks):
+    with pytest.raises(ValueError, match="dldm.control.blocks must .*, got"):
+        ControlConfig(blocks=blocks)
 
 
 # ---------------------------------------------------------------- denoiser and solvers in closed form

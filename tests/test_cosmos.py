@@ -226,6 +226,10 @@ def test_weights_from_a_folder(tmp_path):
     again = CosmosVDM.load(str(tmp_path), torch_dtype=torch.float32)
     assert dataclasses.replace(vdm.config, max_size=again.config.max_size) == again.config
     assert torch.equal(again.eval()(**given()), vdm(**given()))
+    narrow = CosmosVDM(dataclasses.replace(vdm.config, mlp_ratio=2.0))
+    narrow.transformer.save_pretrained(tmp_path / "narrow" / "transformer")
+    found = CosmosVDM.load(str(tmp_path / "narrow"))
+    assert found.config.mlp_ratio == 2.0 and found.blocks[0].ff.net[2].in_features == 2 * found.width
     causal = CosmosVDM.load(str(tmp_path), tokens=0, attention="causal")
     assert causal.config.attention == "causal" and causal.null.shape == (1, 1, 32)
     with pytest.raises(ValueError, match="'some/model' alone; pin a revision"):

@@ -274,7 +274,7 @@ def test_control_changes_nothing_at_the_start():
 def test_control_starts_as_a_copy_and_goes_its_own_way():
     dldm, _ = tiny_dldm(awake=False)
     theirs = dldm.vdm.transformer
-    pairs = [(dldm.control.patch_embed, theirs.patch_embed), (dldm.control.blocks[0], theirs.transformer_blocks[0])]
+    pairs = [(dldm.control.patch_embed, theirs.patch_embed), (dldm.control.blocks["0"], theirs.transformer_blocks[0])]
     for mine, other in pairs:
         for one, two in zip(mine.parameters(), other.parameters(), strict=True):
             assert torch.equal(one, two) and one is not two

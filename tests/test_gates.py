@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
-from tiny_models import draw, tiny_dldm
+from tiny_models import clip, draw, tiny_dldm
 from tiny_stages import make_folder, write_params
 
 from stages import extract_codes, train_dldm, train_plain_ldm, warmup_dldm
@@ -15,6 +17,7 @@ from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
 from vw2.evaluation.health import code_health, motion_energy, motion_share, write_health
 from vw2.evaluation.rendering import render_figures
+from vw2.media.resize import to_uint8
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM
 from vw2.models.ldm import LDM
@@ -145,8 +148,11 @@ def healthy() -> dict:
     }
 
 
+SEEN = (500, 2, 4)  # clips, steps, queries
+
+
 def sentences(figures: dict, gates: GatesConfig) -> list[str]:
-    return list(broken_gates(figures, gates, 1000, Path("codes.png"), Path("clips.png")))
+    return list(broken_gates(figures, gates, 1000, SEEN, Path("codes.png"), Path("clips.png")))
 
 
 def test_a_healthy_run_goes_on():
@@ -166,7 +172,7 @@ def test_a_healthy_run_goes_on():
 
 BROKEN = [
     ({"codes.entropy_bits": 4.9}, "the codes died: 4.90 bits of entropy, at least 4.98 expected (gates.entropy_share)"),
-    ({"codes.used_fraction": 0.099}, "the codes died: 9.9% of the codebook in use, at least 10% expected (gates.used"),
+    ({"codes.used_fraction": 0.099}, "the codes died: 9.9% of 1,000 usable codes in use, at least 10% expected"),
     ({"codes.dead_digits": 1}, "the codes died: digits with a single level in use: 1, at most 0 expected (gates.dead"),
     ({"codes.step_entropy_bits.k1": 2.0}, "the codes of step 1 died: 2.00 bits of entropy, at least 2.49 expected (ga"),
     ({"codes.digit_entropy_share.g0": 0.05}, "digit 0 of the codes died: 5.0% of its entropy in use, at least 10%"),
@@ -187,9 +193,36 @@ def test_a_broken_gate_stops_a_run_with_one_sentence(broken, sentence):
     (text,) = sentences(healthy() | broken, GatesConfig())
     assert text.startswith(sentence) and ".png" in text and "(gates." in text and "\n" not in text
     with pytest.raises(UserError) as error:
-        check_gates(healthy() | broken, GatesConfig(), 1000, Path("codes.png"), Path("clips.png"))
+        check_gates(healthy() | broken, GatesConfig(), 1000, SEEN, Path("codes.png"), Path("clips.png"))
     assert str(error.value) == text
-    check_gates(healthy() | broken, GatesConfig(enabled=False), 1000, Path("codes.png"), Path("clips.png"))
+    check_gates(healthy() | broken, GatesConfig(enabled=False), 1000, SEEN, Path("codes.png"), Path("clips.png"))
+
+
+def test_few_codes_of_a_large_codebook_are_not_dead():
+    levels, seen = (8, 8, 8, 5, 5, 5), (75, 18, 4)
+    figures = code_figures(np.random.default_rng(0).integers(64_000, size=seen), levels, ["a", "b", "c"] * 25)
+    assert figures["codes.used_fraction"]["value"] < 0.1, "they cannot use more"
+    gates = GatesConfig(entropy_share=0.9, step_entropy_share=0.9, used_share=0.9)
+    check = lambda figures: list(broken_gates(figures, gates, 64_000, seen, Path("a"), Path("b")))  # noqa: E731
+    assert check(figures) == []
+    poor = code_figures(np.random.default_rng(0).integers(2000, size=seen), levels, ["a", "b", "c"] * 25)
+    assert any("% of 5,400 usable codes in use" in text for text in check(poor))
+
+
+def test_of_a_single_video_there_are_no_other_codes():
+    moves = [np.stack([np.full((8, 8, 3), 200 * t, np.uint8) for t in range(2)])] * 2
+    draw_same = lambda numbers, codes: moves  # noqa: E731
+    codes = np.zeros((2, 1, 1), int)
+    one, *_ = render_figures(draw_same, moves, codes, ["a", "a"], 0)
+    two, *_ = render_figures(draw_same, moves, codes, ["a", "b"], 0)
+    assert set(two) - set(one) == {"render.psnr_other_codes"} and "render.psnr" in one
+    dldm, prior = tiny_dldm()
+    store = SimpleNamespace(frames=lambda row: to_uint8(clip(1)[0]), index=pl.DataFrame({"video": ["a"]}))
+    store.batch = lambda rows: np.stack([store.frames(row) for row in rows])
+    figures = judge_denoising(dldm, prior.vae, store, [0], 0)
+    assert set(figures) == {"denoise.own"}
+    healthier = {key: value for key, value in healthy().items() if key[:6] not in ("denois", "render")}
+    assert sentences(healthier | figures | one, GatesConfig()) == [], "these gates are open"
 
 
 # ---------------------------------------------------------------- the stages, on clips of two frames
@@ -262,14 +295,14 @@ def test_contradictions_stop_a_stage_with_a_sentence(workspace):
 @pytest.mark.parametrize("key", ["codes.entropy_bits", "codes.used_fraction", "coarse.motion_share", "denoise.rise"])
 def test_nan_breaks_a_gate(key):
     figures = {"codes.entropy_bits": 9.0, "codes.used_fraction": 0.9, "coarse.motion_share": 0.9, "denoise.rise": 0.5}
-    assert not list(broken_gates(figures, GatesConfig(), 1000, Path("a"), Path("b")))
-    assert list(broken_gates(figures | {key: float("nan")}, GatesConfig(), 1000, Path("a"), Path("b")))
+    assert not list(broken_gates(figures, GatesConfig(), 1000, SEEN, Path("a"), Path("b")))
+    assert list(broken_gates(figures | {key: float("nan")}, GatesConfig(), 1000, SEEN, Path("a"), Path("b")))
 
 
 def test_codes_that_the_vdm_does_not_hear_as_tokens():
     figures = {"codes.entropy_bits": 9.0, "codes.used_fraction": 0.9, "denoise.rise": 0.5, "denoise.rise_tokens": 1e-6}
-    assert not list(broken_gates(figures, GatesConfig(), 1000, Path("a"), Path("b"))), "asked only where it is set"
-    (sentence,) = broken_gates(figures, GatesConfig(token_margin=0.001), 1000, Path("a"), Path("b"))
+    assert sentences(figures, GatesConfig()) == [], "asked only where it is set"
+    (sentence,) = sentences(figures, GatesConfig(token_margin=0.001))
     assert "gates.token_margin" in sentence
 
 

@@ -342,7 +342,7 @@ def test_full_sight_is_not_causal(part):
 
 def test_the_layout_reaches_every_block():
     dldm, _ = tiny_dldm(attention="slices", cross_attention="full")
-    blocks = [*dldm.vdm.transformer.transformer_blocks, *dldm.control.blocks]
+    blocks = [*dldm.vdm.transformer.transformer_blocks, *dldm.control.blocks.values()]
     processors = [attention.processor for block in blocks for attention in (block.attn1, block.attn2)]
     assert all(processor.layout is dldm.vdm.layout for processor in processors)
     assert dldm.vdm.layout.attention == "slices" and dldm.vdm.layout.code_sight == "full"

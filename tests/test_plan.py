@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.plan import Fused, Kept, Part, measure, report
+from benchmarks.plan import CONTROL, Fused, Kept, Part, control_of, measure, report
+from vw2.models.control import ControlConfig
 
 
 def test_a_linear_map():
@@ -23,6 +24,11 @@ def test_attention_keeps_no_matrix():
         scaled_dot_product_attention(query, key, value)
     four = 4 * query.numel() * 4  # query, key, value and output
     assert four <= kept.total < four + 2 * 512 * 512
+
+
+def test_the_branch_is_that_of_the_preset():
+    released = ControlConfig(blocks=3, weight=0.5, hint="mlp", own_time=True, sees="grey")
+    assert CONTROL == control_of("wan") == control_of("release") == released
 
 
 def test_states_and_report():

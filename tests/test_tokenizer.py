@@ -218,6 +218,9 @@ OTHERS = {
         "decoder_attention": (128, 64),
     },
     "one block": {"channels": 6, "space": 8, "blocks": 1, "multipliers": (1, 2, 2, 4), "decoder_attention": (32,)},
+    "no patches": {"patch": 1, "multipliers": (1, 2, 1, 2, 2), "encoder_attention": (128,), "decoder_attention": (64,)},
+    "sizes rounded once": {"resolution": 200, "encoder_attention": (25,), "decoder_attention": (24, 48)},
+    "sizes that no level of the decoder has": {"resolution": 200, "decoder_attention": (25, 50)},
 }
 each_other = pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
 
@@ -399,7 +402,7 @@ def test_true_size():
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"patch": 3}, "dldm.causal.patch must be a power of 2, at least 2, got 3"),
+        ({"patch": 3}, "dldm.causal.patch must be a power of 2, got 3"),
         ({"patch": 8}, "dldm.causal.time must be at least dldm.causal.patch 8, which is part of it, got 4; raise"),
         ({"patch": 8, "space": 4, "time": 8}, "dldm.causal.space must be at least dldm.causal.patch 8"),
         ({"multipliers": ()}, "dldm.causal.multipliers must name at least one level, got none"),

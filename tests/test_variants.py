@@ -1,16 +1,30 @@
 """Variants of the dLDM: what learns, what the coarse loss may reach, clip lengths, windows, code grids, losses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import LATENT, SIDE, clip, draw, tiny_batch, tiny_config, tiny_dldm, tiny_ldm, tiny_prior, wake
+from tiny_models import (
+    LATENT,
+    SIDE,
+    causal_settings,
+    clip,
+    draw,
+    tiny_batch,
+    tiny_config,
+    tiny_dldm,
+    tiny_ldm,
+    tiny_prior,
+    wake,
+)
 from torch.nn.functional import conv2d, max_pool2d, relu
 
 from vw2.console import UserError
 from vw2.models import losses
 from vw2.models.adapt import AdaptConfig, start_vdm
 from vw2.models.backends import load_prior
+from vw2.models.causal import CausalConfig
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.ldm import LDM, LDMConfig
@@ -143,6 +157,18 @@ def test_a_decoder_that_is_off_stands_still():
     assert all(p.requires_grad for p in dldm.ldm.encoder.parameters())
 
 
+def test_off_the_connector_still_learns_all_of_its_way():
+    dldm, prior = tiny_dldm(reconstruction="off", **causal_settings(connector=12))
+    dldm(tiny_batch(prior), prior.vae, generator(0))[0].backward()
+    assert taught(dldm.ldm.connector) == names(dldm.ldm.connector)
+    assert taught(dldm.ldm.decoder) == {"from_digits.weight", "from_digits.bias"}, "by the denoising loss"
+    lift = dldm.ldm.decoder.from_digits.weight.grad.clone()
+    dldm.zero_grad()
+    dldm.config = replace(dldm.config, denoising_weight=0.0)
+    dldm(tiny_batch(prior), prior.vae, generator(0))[0].backward()
+    assert lift.any() and not taught(dldm), "reconstruction teaches nothing"
+
+
 def test_plain_ldm_is_the_same_model_without_vdm(tmp_path):
     dldm, _ = tiny_dldm()
     save_ldm(dldm.ldm, tmp_path)
@@ -162,7 +188,21 @@ def test_plain_ldm_is_the_same_model_without_vdm(tmp_path):
     [
         ({"window": 92}, "dldm.window must be 1 + 4m frames, at least 5, got 92"),
         ({"window": 1}, "dldm.window must be 1 + 4m frames, at least 5, got 1"),
-        ({"reconstruction_weight": -1.0}, "dldm.control.blocks and dldm.reconstruction_weight must be at least 0"),
+        ({"reconstruction_weight": -1.0}, "dldm.reconstruction_weight must be at least 0, got -1.0; raise it"),
+        ({"queries": 0}, "dldm.queries must be at least 1, got 0"),
+        ({"size": -16}, "dldm.size must be at least 1, got -16"),
+        ({"size": (16, 0)}, "dldm.size must be at least 1, got (16, 0)"),
+        ({"width": 0}, "dldm.width must be a multiple of 4, at least 4, got 0"),
+        ({"query_width": 10}, "dldm.query_width must be a multiple of 4, at least 4, got 10"),
+        ({"history_width": 10}, "dldm.history_width must be a multiple of 4, at least 4, got 10"),
+        ({"query_layers": 0}, "dldm.query_layers must be at least 1, got 0"),
+        ({"max_steps": 0}, "dldm.max_steps must be at least 1, got 0"),
+        ({"sampling_shift": 0.0}, "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, got 1.0"),
+        ({"sampling_shift": -1.0}, "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0"),
+        ({"sampling_steps": 0}, "dldm.sampling_steps must be at least 1, got 0"),
+        ({"first_noise": -1.0}, "dldm.first_noise must be at least 0, got -1.0"),
+        ({"motion_weight": -3.0}, "dldm.motion_weight must be at least 0, got -3.0"),
+        ({"pixel_motion_weight": -3.0}, "dldm.pixel_motion_weight must be at least 0, got -3.0"),
         ({"vgg_file": "x.pth"}, "dldm.vgg_file is set but dldm.reconstruction_loss is l2; set the loss to l1_vgg"),
         ({"reconstruction_loss": "l1_vgg", "size": 8}, "dldm.reconstruction_loss l1_vgg needs dldm.size 16, got 8"),
     ],
@@ -171,6 +211,25 @@ def test_contradictions_end_in_a_sentence(wrong, sentence):
     with pytest.raises(ValueError) as error:
         tiny_config(**wrong)
     assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "cls, wrong, sentence",
+    [
+        (ProjectionConfig, {"width": 10}, "dldm.projection.width must be a multiple of 4, at least 4, got 10"),
+        (ProjectionConfig, {"width": 0}, "dldm.projection.width must be a multiple of 4, at least 4, got 0"),
+        (ProjectionConfig, {"layers": -1}, "dldm.projection.layers must be at least 0, got -1"),
+        (CausalConfig, {"channels": 0}, "dldm.causal.channels must be at least 1, got 0"),
+        (CausalConfig, {"multipliers": (2, -4, 4)}, r"dldm.causal.multipliers must be at least 1, got \(2, -4, 4\)"),
+        (CausalConfig, {"blocks": 0}, "dldm.causal.blocks must be at least 1, got 0"),
+        (CausalConfig, {"z_channels": 0}, "dldm.causal.z_channels must be at least 1, got 0"),
+        (CausalConfig, {"query_heads": 0}, "dldm.causal.query_heads must be at least 1, got 0"),
+        (CausalConfig, {"connector": -1}, "dldm.causal.connector must be at least 0, got -1"),
+    ],
+)
+def test_sizes_of_parts_that_cannot_be(cls, wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        cls(**wrong)
 
 
 def test_a_rank_of_zero_is_refused():
@@ -183,6 +242,9 @@ def test_stride_is_derived_and_checked():
     assert found == {2: 1, 5: 4, 9: 4, 49: 4, 93: 4, 177: 4}
     with pytest.raises(UserError, match="clips of 2 frames have 1 frames a step but dldm.stride is 4; leave it null"):
         fit(tiny_config(stride=4), 2)
+    for frames in (0, 1, 3, 10):
+        with pytest.raises(UserError, match=f"clips must have 2 frames or 1 .* 5, got {frames}; change clip.frames"):
+            fit(tiny_config(), frames)
     with pytest.raises(UserError, match="clips of 177 frames have 44 steps but dldm.max_steps is 4; raise it"):
         fit(tiny_config(), 177)
     with pytest.raises(UserError, match="draws 22 steps at once but dldm.projection.max_steps is 4; raise it or lower"):

@@ -26,6 +26,7 @@ class CodeHealth:
     digits: np.ndarray  # (N, G) entropy of a digit of a query, as a share of log2 of its levels
     dead: np.ndarray  # (N, G) bool: one level in use
     codebook: int
+    clips: int
 
     def figures(self) -> dict[str, float]:
         """codes.step_entropy_bits.k0..., codes.digit_entropy_share.g0... (weakest query), codes.dead_digits."""
@@ -44,7 +45,7 @@ def code_health(codes: np.ndarray, levels: tuple[int, ...]) -> CodeHealth:
     slots = [[digits[:, :, n, g] for g in range(len(levels))] for n in range(codes.shape[2])]
     share = [[entropy_bits(slot, levels[g]) / np.log2(levels[g]) for g, slot in enumerate(query)] for query in slots]
     dead = [[slot.min() == slot.max() for slot in query] for query in slots]
-    return CodeHealth(np.array(steps), np.array(share), np.array(dead), size)
+    return CodeHealth(np.array(steps), np.array(share), np.array(dead), size, len(codes))
 
 
 def motion_energy(drawn: np.ndarray, real: np.ndarray) -> tuple[float, float]:
@@ -72,16 +73,17 @@ def motion_share(drawn: list[np.ndarray], real: list[np.ndarray], videos: list[s
 def write_health(path: Path, health: CodeHealth, step_share: float, digit_share: float) -> None:
     """Draw both entropies into a PNG, each with its gate; the same bytes for the same figures.
 
-    Args: step_share, digit_share: least shares of log2(codebook) and log2(levels).
+    Args: step_share, digit_share: least shares of log2(codebook), or of the codes seen of a step if fewer, and of
+        log2(levels).
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     most = np.log2(health.codebook)
     left.bar(range(len(health.steps)), health.steps, color="#56B4E9")
-    left.axhline(step_share * most, color="#D55E00", label="gate")
+    queries, digits = health.digits.shape
+    left.axhline(step_share * min(most, np.log2(health.clips * queries)), color="#D55E00", label="gate")
     left.set(title="Entropy of the codes of a step", xlabel="step", ylabel="bits", ylim=(0, most * 1.02))
     left.legend(loc="lower right")
-    queries, digits = health.digits.shape
     image = right.imshow(health.digits, vmin=0, vmax=1, aspect="auto", cmap="viridis")
     for n in range(queries):
         for g in range(digits):

@@ -25,7 +25,10 @@ def pooled_psnr(rendered: list[np.ndarray], real: list[np.ndarray], videos: list
 
 
 def other_video(videos: list[str]) -> np.ndarray:
-    """For each clip the number of a clip of another video, the same for every call (our choice: half-way round)."""
+    """For each clip the number of a clip of another video, the same for every call (our choice: half-way round).
+
+    Its own where there is a single video.
+    """
     n = len(videos)
     picks = np.empty(n, int)
     for i in range(n):
@@ -42,7 +45,7 @@ def render_figures(
     seed: int,
     prefix: str = "render",
 ) -> tuple[dict[str, dict], list[np.ndarray], list[np.ndarray]]:
-    """render.psnr, render.psnr_other_codes, render.psnr_copy of a set of clips.
+    """render.psnr, render.psnr_other_codes (of several videos only), render.psnr_copy of a set of clips.
 
     Args:
         draw: (clip numbers, codes (B, K, N)) -> rendered clips; draws on the clips' own first frames.
@@ -59,7 +62,8 @@ def render_figures(
     copies = [np.repeat(clip[:1], len(clip), 0) for clip in real]
     figures = {
         f"{prefix}.psnr": pooled_psnr(own, real, videos, seed).as_dict(),
-        f"{prefix}.psnr_other_codes": pooled_psnr(other, real, videos, seed).as_dict(),
         f"{prefix}.psnr_copy": pooled_psnr(copies, real, videos, seed).as_dict(),
     }
+    if len(set(videos)) > 1:
+        figures[f"{prefix}.psnr_other_codes"] = pooled_psnr(other, real, videos, seed).as_dict()
     return figures, own, other

@@ -31,8 +31,7 @@ class DiTConfig:
     def __post_init__(self):
         if not self.vdm.tokens or (self.control.hint, self.control.own_time) != ("mlp", True):
             raise ValueError("the authors' networks have vdm.tokens above 0, control.hint mlp, control.own_time true")
-        if not 0 < self.control.blocks <= self.vdm.layers:
-            raise ValueError(f"control.blocks must lie in 1..{self.vdm.layers}, got {self.control.blocks}; change it")
+        self.control.check(self.vdm.layers)
 
 
 def import_dit(

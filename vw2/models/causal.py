@@ -18,6 +18,7 @@ from vw2.models.causal3d import SpaceConv
 from vw2.models.causal_decoder import space_ups, time_ups
 from vw2.models.causal_encoder import halvings
 from vw2.models.qformer import QFormer
+from vw2.models.ranges import at_least
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class CausalConfig:
     channels: int = 128
     multipliers: tuple[int, ...] = (2, 4, 4)  # widths of the levels, in channels; C is the last
     blocks: int = 2  # residual blocks a level; the decoder has one more
-    patch: int = 4  # side of the Haar patches, pixels and frames
+    patch: int = 4  # side of the Haar patches, pixels and frames; 1 = none
     space: int = 16  # compression of height and width, patches included
     time: int = 4  # compression of time
     z_channels: int = 256  # between features and digits
@@ -40,11 +41,11 @@ class CausalConfig:
     decoder_attention: tuple[int, ...] = (64,)
 
     def __post_init__(self):
+        at_least("dldm.causal", self, channels=1, multipliers=1, blocks=1, z_channels=1, query_layers=1, query_heads=1)
+        at_least("dldm.causal", self, connector=0, resolution=1)
         for name in ("patch", "space", "time"):
-            if getattr(self, name) < 2 or not log2(getattr(self, name)).is_integer():
-                raise ValueError(
-                    f"dldm.causal.{name} must be a power of 2, at least 2, got {getattr(self, name)}; change it"
-                )
+            if getattr(self, name) < 1 or not log2(getattr(self, name)).is_integer():
+                raise ValueError(f"dldm.causal.{name} must be a power of 2, got {getattr(self, name)}; change it")
         for name in ("space", "time"):
             if (size := getattr(self, name)) < self.patch:
                 raise ValueError(
@@ -74,9 +75,18 @@ class CausalConfig:
         """What encoder and decoder compress by: patch, space, time."""
         return self.patch, self.space, self.time
 
-    def attention(self, sizes: tuple[int, ...]) -> tuple[bool, ...]:
-        """Which levels have one of the nominal sizes."""
-        return tuple(self.resolution // self.patch // 2**i in sizes for i in range(len(self.multipliers)))
+    @property
+    def attending(self) -> tuple[bool, ...]:
+        """In which levels of the encoder there is attention: those of a nominal size in `encoder_attention`."""
+        top = self.resolution // self.patch
+        return tuple(top // 2**i in self.encoder_attention for i in range(len(self.multipliers)))
+
+    @property
+    def listening(self) -> tuple[bool, ...]:
+        """The same of the decoder, finest level first; its sizes are doubled from the coarsest on (release)."""
+        last = len(self.multipliers) - 1
+        low = self.resolution // self.patch // 2**last
+        return tuple(low * 2 ** (last - i) in self.decoder_attention for i in range(last + 1))
 
 
 class CausalQueries(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vw2.models.layers import zero
+from vw2.models.ranges import at_least
 
 Block = Callable[[Tensor], Tensor]  # a transformer block with all that it is told in this pass
 
@@ -28,17 +29,35 @@ Block = Callable[[Tensor], Tensor]  # a transformer block with all that it is to
 class ControlConfig:
     """Group `dldm.control` of params.yaml."""
 
-    blocks: int = 1  # copied blocks (the release: 3 of 28); 0 switches the branch off
+    # copied blocks: the first so many (the release: 3 of 28), or those of these numbers; 0 switches the branch off
+    blocks: int | tuple[int, ...] = 1
     weight: float = 1.0  # factor on the residuals (the release: 0.5)
     hint: Literal["linear", "mlp"] = "linear"  # how the coarse video enters (the release: mlp)
     own_time: bool = False  # its own copy of the time embedding (the release: true)
     weights: str | None = None  # safetensors file to begin the joint stage with; None = copies of the VDM's blocks
     sees: Literal["change", "grey"] = "change"  # of the coarse video, see SEES
+    hint_channels: int = 128  # mlp: what latents are filled up to (release)
 
     def __post_init__(self):
+        at_least("dldm.control", self, blocks=0, hint_channels=1)
+        if list(self.numbers) != sorted(set(self.numbers)):
+            raise ValueError(f"dldm.control.blocks must name each block once, in order, got {self.blocks}; change it")
         if self.weights is not None and not self.blocks:
             raise ValueError(
                 f"dldm.control.weights is {self.weights} but dldm.control.blocks is 0, no branch; set one of them"
+            )
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the copied blocks."""
+        return tuple(range(self.blocks)) if isinstance(self.blocks, int) else self.blocks
+
+    def check(self, layers: int) -> None:
+        """Raise ValueError unless there is something to copy, in a VDM of so many blocks."""
+        if not self.numbers or self.numbers[-1] >= layers:
+            raise ValueError(
+                f"dldm.control.blocks must lie in 1..{layers}, the VDM's, or name some of blocks 0..{layers - 1}, got "
+                f"{self.blocks}; change it"
             )
 
 
@@ -81,14 +100,18 @@ class LinearHint(nn.Linear):
 
 
 class MLPHint(nn.Module):
-    """Latents filled up to 128 channels, a padding mask of zeros, a linear map, a narrow MLP of 8 layers (release)."""
+    """Latents filled up to some channels, the VDM's padding mask, a linear map, a narrow MLP of 8 layers (release)."""
 
-    channels = 128 + 1
     narrow = (16, 16, 32, 32, 96, 96, 256)
 
-    def __init__(self, vdm: nn.Module):
+    def __init__(self, vdm: nn.Module, channels: int = 128):
         super().__init__()
-        self.patch = vdm.patch
+        if vdm.latent > channels:
+            raise ValueError(
+                f"dldm.control.hint_channels must be at least {vdm.latent}, the channels of the VDM's latents, got "
+                f"{channels}; raise it"
+            )
+        self.patch, self.channels = vdm.patch, channels + vdm.padding_mask
         self.embed = nn.Linear(self.channels * vdm.patch**2, vdm.width, bias=False)
         widths = (vdm.width, *self.narrow, vdm.width)
         layers = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.SiLU())]
@@ -104,17 +127,19 @@ class MLPHint(nn.Module):
         return block(hidden) + self(latents).type_as(hidden)
 
 
-HINTS = {"linear": LinearHint, "mlp": MLPHint}
+HINTS = {
+    "linear": lambda vdm, config: LinearHint(vdm),
+    "mlp": lambda vdm, config: MLPHint(vdm, config.hint_channels),
+}
 
 
 class ControlBranch(nn.Module):
-    """Residuals for the first blocks of the VDM."""
+    """Residuals for some blocks of the VDM, mostly the first."""
 
     def __init__(self, config: ControlConfig, vdm: nn.Module):
-        """`vdm`: any back end of the VDM port, with at least `config.blocks` blocks."""
+        """`vdm`: any back end of the VDM port, with the blocks that `config` names."""
         super().__init__()
-        if not 0 < config.blocks <= len(vdm.blocks):
-            raise ValueError(f"dldm.control.blocks must lie in 1..{len(vdm.blocks)}, the VDM's, got {config.blocks}")
+        config.check(len(vdm.blocks))
         if config.own_time and not hasattr(vdm, "time_embed"):
             raise ValueError(
                 f"dldm.control.own_time true needs a VDM that lets it be replaced, got {type(vdm).__name__}; "
@@ -125,22 +150,22 @@ class ControlBranch(nn.Module):
         own = lambda part: copy.deepcopy(part, {id(vdm.layout): vdm.layout})  # noqa: E731
         self.patch_embed = own(vdm.patch_embed)
         self.time_embed = own(vdm.time_embed) if config.own_time else None
-        self.blocks = nn.ModuleList([own(block) for block in vdm.blocks[: config.blocks]])
-        self.hint = HINTS[config.hint](vdm)
-        self.zero = nn.ModuleList([zero(nn.Linear(vdm.width, vdm.width)) for _ in range(config.blocks)])
+        self.blocks = nn.ModuleDict({str(i): own(vdm.blocks[i]) for i in config.numbers})
+        self.hint = HINTS[config.hint](vdm, config)
+        self.zero = nn.ModuleDict({number: zero(nn.Linear(vdm.width, vdm.width)) for number in self.blocks})
 
     def copy_blocks(self, vdm: nn.Module) -> None:
         """Take over the VDM's weights; called once its pretrained weights are loaded."""
         self.patch_embed.load_state_dict(vdm.patch_embed.state_dict())
         if self.time_embed is not None:
             self.time_embed.load_state_dict(vdm.time_embed.state_dict())
-        for mine, theirs in zip(self.blocks, vdm.blocks, strict=False):
-            mine.load_state_dict(theirs.state_dict())
+        for number, block in self.blocks.items():
+            block.load_state_dict(vdm.blocks[int(number)].state_dict())
 
     def forward(
         self, vdm: nn.Module, noisy: Tensor, time: Tensor, first: Tensor, tokens: Tensor, hint: Tensor
-    ) -> list[Tensor]:
-        """Residuals (B, L P, width), one per copied block.
+    ) -> list[Tensor | None]:
+        """Residuals (B, L P, width) for the VDM's blocks up to the last copied one; None where no copy stands.
 
         Args:
             noisy, time, first: as in the VDM's forward.
@@ -149,12 +174,12 @@ class ControlBranch(nn.Module):
         """
         clock = {} if self.time_embed is None else {"time_embed": self.time_embed}
         hidden, run = vdm.begin(noisy, time, first, tokens, self.patch_embed, **clock)
-        hidden = self.hint.through(partial(run, self.blocks[0]), hidden, hint.detach())
-        residuals = [self.residual(self.zero[0], hidden)]
-        for block, out in zip(self.blocks[1:], self.zero[1:], strict=True):
-            hidden = run(block, hidden)
-            residuals.append(self.residual(out, hidden))
-        return residuals
+        residuals: dict[int, Tensor] = {}
+        for number, block in self.blocks.items():
+            each = partial(run, block)
+            hidden = each(hidden) if residuals else self.hint.through(each, hidden, hint.detach())
+            residuals[int(number)] = self.residual(self.zero[number], hidden)
+        return [residuals.get(i) for i in range(max(residuals) + 1)]
 
     def residual(self, out: nn.Linear, hidden: Tensor) -> Tensor:
         """What a copied block adds; hint and outputs stay in float32 where copies of the VDM's parts are bfloat16."""

@@ -46,6 +46,7 @@ class CosmosConfig:
     # masks over time: none (release), block-causal with causal cross-attention (VideoWorld 2, sec. 3.3), or the
     # release's causal cross-attention, which it never switches on
     attention: Literal["full", "causal", "release-causal"] = "full"
+    mlp_ratio: float = 4.0  # width of a block's MLP, in its own
 
     def __post_init__(self):
         if self.attention == "causal" and self.tokens:
@@ -67,6 +68,7 @@ class CosmosConfig:
             num_layers=self.layers,
             text_embed_dim=self.context,
             adaln_lora_dim=self.adaln_rank,
+            mlp_ratio=self.mlp_ratio,
             max_size=self.max_size,
             rope_scale=self.rope_scale,
             concat_padding_mask=self.padding_mask,
@@ -154,6 +156,7 @@ class CosmosVDM(nn.Module):
             head_width=theirs.attention_head_dim,
             layers=theirs.num_layers,
             adaln_rank=theirs.adaln_lora_dim,
+            mlp_ratio=theirs.mlp_ratio,
             context=theirs.text_embed_dim,
             max_size=tuple(theirs.max_size),
             rope_scale=tuple(theirs.rope_scale),
@@ -166,6 +169,10 @@ class CosmosVDM(nn.Module):
     @property
     def latent(self) -> int:
         return self.config.latent
+
+    @property
+    def padding_mask(self) -> bool:
+        return self.config.padding_mask
 
     @property
     def context(self) -> int:
@@ -265,7 +272,8 @@ class CosmosVDM(nn.Module):
             time: (B,) t in [0, 1], or (B, L), one of each latent frame; the given first frame has `first_time`.
             first: (B, C, 1, h, w) clean first latent frame.
             context: (B, K N, D) projected codes, K = L - 1 steps of N queries; none before the joint stage.
-            control: residuals (B, L P, width) to add after the transformer blocks, from the first on.
+            control: residuals (B, L P, width) to add after the transformer blocks, from the first on;
+                None adds nothing.
         Returns: (B, C, L, h, w).
         """
         latents, times, mask = self.inputs(noisy, time, first)

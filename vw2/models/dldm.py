@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vw2.console import UserError
+from vw2.media.colours import jitter
 from vw2.models.adapt import AdaptConfig, adapt_vdm
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
@@ -39,6 +40,7 @@ from vw2.models.flow import (
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
+from vw2.models.ranges import at_least
 from vw2.models.timeline import STRIDE, Window, fill, windows
 
 
@@ -79,6 +81,7 @@ class DLDMConfig(LDMConfig):
     level_weight: LevelWeight = "uniform"  # what the denoising loss makes of them
     time_shift: float = 1.59  # logit_normal: t = sigmoid(N(0, 1) + shift)
     motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
+    target_jitter: float = 0.0  # strength of other colours for the VDM alone; the release: 1
     first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
     code_dropout: float = 0.0  # share of training clips whose codes the VDM is not told
     guidance: float = 0.0  # how far rendering goes beyond what the VDM draws without codes; 0 = not at all
@@ -90,21 +93,20 @@ class DLDMConfig(LDMConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.sampling_start <= 1 or self.sampling_steps < 1:
+        at_least("dldm", self, reconstruction_weight=0, denoising_weight=0, motion_weight=0, first_noise=0, guidance=0)
+        at_least("dldm", self, sampling_steps=1, target_jitter=0)
+        if not (0 < self.sampling_start <= 1 and self.sampling_shift > 0):
             raise ValueError(
-                "dldm.sampling_start must lie in (0, 1] and dldm.sampling_steps be at least 1, "
-                f"got {self.sampling_start} and {self.sampling_steps}"
+                "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, "
+                f"got {self.sampling_start} and {self.sampling_shift}; change them"
             )
         if self.sampling_order == "frames" and (self.frame_times, self.self_attention) != ("independent", "causal"):
             raise ValueError(
                 "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
                 f"got {self.frame_times} and {self.self_attention}; change these or set it to clip"
             )
-        if not 0 <= self.code_dropout <= 1 or self.guidance < 0 or self.denoising_weight < 0:
-            raise ValueError(
-                "dldm.code_dropout must lie in [0, 1], dldm.guidance and dldm.denoising_weight be at least 0, "
-                f"got {self.code_dropout}, {self.guidance} and {self.denoising_weight}"
-            )
+        if not 0 <= self.code_dropout <= 1:
+            raise ValueError(f"dldm.code_dropout must lie in [0, 1], got {self.code_dropout}; change it")
         if self.guidance and self.sampling_order == "frames":
             raise ValueError(
                 f"dldm.guidance goes with dldm.sampling_order clip, got {self.guidance} and frames; set it to 0 or "
@@ -117,11 +119,6 @@ class DLDMConfig(LDMConfig):
             )
         if self.window <= STRIDE or self.window % STRIDE != 1:
             raise ValueError(f"dldm.window must be 1 + {STRIDE}m frames, at least {1 + STRIDE}, got {self.window}")
-        if self.control.blocks < 0 or self.reconstruction_weight < 0:
-            raise ValueError(
-                "dldm.control.blocks and dldm.reconstruction_weight must be at least 0, "
-                f"got {self.control.blocks} and {self.reconstruction_weight}"
-            )
 
     def for_clips(self, frames: int):
         """As of the LDM; and what the VDM draws at once must fit its projection."""
@@ -167,6 +164,8 @@ class DLDM(nn.Module):
         self.control = ControlBranch(config.control, self.vdm) if config.control.blocks else None
         adapt_vdm(self.vdm, config.vdm)
         self.ldm.decoder.requires_grad_(config.reconstruction != "off")
+        if self.ldm.connector is not None:  # the codes' way to it leads through the decoder: the VDM teaches it
+            self.ldm.decoder.from_digits.requires_grad_(True)
         self.reach, self.sees = REACH[config.reconstruction], SEES[config.control.sees]
         self.stride = config.stride or STRIDE
 
@@ -210,7 +209,8 @@ class DLDM(nn.Module):
 
     def draw(self, frame: Tensor, codes: Tensor) -> Drawing:
         """What the coarse decoder draws for first frame and codes, with the gradients that `reconstruction` allows."""
-        return self.ldm.decoder(*self.reach(self.ldm.features(frame), codes))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
+            return self.ldm.decoder(*self.reach(self.ldm.features(frame), codes))
 
     def denoising(self, clean: Tensor, known: Tensor, hint: Tensor, codes: Tensor, rng: torch.Generator) -> Tensor:
         """Denoising loss of one window, at noise levels and with noise drawn from `rng`.
@@ -247,9 +247,10 @@ class DLDM(nn.Module):
         recon = self.ldm.loss(drawing.over(frame), small)
         window = pick(self.windows(codes.shape[1]), rng)
         with torch.no_grad():
-            clean = vae.encode(fill(batch.video[:, :, window.frames]))
+            target, begin = jitter((batch.video, batch.first), self.config.target_jitter, rng)
+            clean = vae.encode(fill(target[:, :, window.frames]))
             coarse = fill(drawing.over(batch.first)[:, :, window.frames].clamp(-1, 1))
-            known = vae.encode(batch.first) if window.begin == 0 else clean[:, :, :1]
+            known = vae.encode(begin) if window.begin == 0 else clean[:, :, :1]
             hint = self.sees(vae, coarse, known)
         denoise = self.denoising(clean, known, hint, codes[:, window.steps], rng)
         loss = self.config.denoising_weight * denoise + self.config.reconstruction_weight * recon

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 GROUPS = 4  # of the group norms
+HEADS = 4  # of the attention
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -16,7 +17,7 @@ def device_of(module: nn.Module) -> torch.device:
 class CrossAttention(nn.Module):
     """Multi-head attention of queries to a source under a mask, then an MLP; pre-norm, residual."""
 
-    def __init__(self, width: int, source: int, heads: int = 4):
+    def __init__(self, width: int, source: int, heads: int = HEADS):
         super().__init__()
         self.heads = heads
         self.norm, self.norm_source, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(source), nn.LayerNorm(width)
@@ -61,7 +62,7 @@ class FrameBlock(nn.Module):
 class FrameAttention(nn.Module):
     """Residual self-attention over the pixels of single frames; starts as the identity."""
 
-    def __init__(self, width: int, heads: int = 4):
+    def __init__(self, width: int, heads: int = HEADS):
         super().__init__()
         self.heads = heads
         self.norm, self.to_qkv, self.to_out = (

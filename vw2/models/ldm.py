@@ -24,9 +24,11 @@ from vw2.models.causal_encoder import CausalEncoder
 from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH
+from vw2.models.layers import GROUPS, HEADS
 from vw2.models.losses import LEAST_SIDE, Loss, reconstruction_loss
 from vw2.models.qformer import QFormer
 from vw2.models.queries import PrefixQueries
+from vw2.models.ranges import at_least, multiples
 from vw2.models.timeline import STRIDE, fill, stride_of
 
 
@@ -39,6 +41,7 @@ class LDMConfig:
     queries: int = 4  # N
     parts: Literal["frames", "causal"] = "frames"  # see PARTS
     size: int | tuple[int, int] = 32  # pixels: clips are shrunk to size x size, or (height, width), for the LDM
+    shrink: Literal["area", "bilinear"] = "area"  # how; bilinear is not antialiased (release)
     # parts frames
     width: int = 64  # C
     encoder_blocks: int = 2
@@ -63,6 +66,9 @@ class LDMConfig:
 
     def __post_init__(self):
         resolve_levels(self.codebook, self.levels)
+        at_least("dldm", self, queries=1, size=1, encoder_blocks=1, decoder_blocks=1, query_layers=1, max_steps=1)
+        at_least("dldm", self, vgg_weight=0, pixel_motion_weight=0)
+        multiples("dldm", self, width=GROUPS, query_width=HEADS, history_width=HEADS)
         if not 0 <= self.drawn_share <= 1:
             raise ValueError(f"dldm.drawn_share must lie in [0, 1], got {self.drawn_share}; change it")
         unit = {"frames": 2 * PATCH, "causal": self.causal.space}[self.parts]
@@ -139,13 +145,13 @@ def causal_parts(config: LDMConfig) -> Parts:
     """Those of paper and release."""
     digits, causal = len(config.resolved()), config.causal
     levels, z = (causal.channels, causal.multipliers), causal.z_channels
+    coarse = config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, causal.listening
     former = QFormer(config.queries, causal.width, causal.query_layers, causal.query_heads, causal.view)
-    listening = causal.attention(causal.decoder_attention)
     return Parts(
-        CausalEncoder(*levels, causal.blocks, *causal.ratios, causal.attention(causal.encoder_attention)),
+        CausalEncoder(*levels, causal.blocks, *causal.ratios, causal.attending),
         CausalQueries(former, causal.width, z, digits),
         nn.Identity(),
-        CausalDecoder(digits, z, config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, listening),
+        CausalDecoder(digits, z, *coarse),
         ResidualBlock(z, causal.connector) if causal.connector else None,
     )
 
@@ -179,10 +185,10 @@ class LDM(nn.Module):
         return self.connector(self.decoder.lift(codes))[..., 0, 0].transpose(1, 2)
 
     def shrink(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, 3, T, *size), antialiased by area."""
+        """(B, 3, T, H, W) -> (B, 3, T, *size)."""
         if tuple(video.shape[-2:]) == self.config.sides:
             return video
-        small = interpolate(video.transpose(1, 2).flatten(0, 1), size=self.config.sides, mode="area")
+        small = interpolate(video.transpose(1, 2).flatten(0, 1), size=self.config.sides, mode=self.config.shrink)
         return small.unflatten(0, (len(video), -1)).transpose(1, 2)
 
     @torch.no_grad()

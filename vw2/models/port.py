@@ -36,6 +36,7 @@ class VDM(Protocol):
     width: int  # of the tokens that its blocks work on
     patch: int  # latent pixels per token and side
     layout: Layout  # shared with the attention processors of its blocks
+    padding_mask: bool  # does its patch embedding read one? Always zero here
     null: Tensor  # (1, 1, D) context token that says nothing: any number of it is as none
 
     @property
@@ -56,7 +57,7 @@ class VDM(Protocol):
             time: (B,) t in [0, 1]; the given first frame has its own, clean time.
             first: (B, C, 1, h, w) clean first latent frame.
             context: (B, K N, D) projected codes, or None for none.
-            control: residuals (B, L P, width) to add after the blocks, from the first on.
+            control: residuals (B, L P, width) to add after the blocks, from the first on; None adds nothing.
         Returns: (B, C, L, h, w).
         """
 

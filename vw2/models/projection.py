@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vw2.models.attention import frame_mask
-from vw2.models.layers import CrossAttention
+from vw2.models.layers import HEADS, CrossAttention
+from vw2.models.ranges import at_least, multiples
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class ProjectionConfig:
     width: int = 128
     layers: int = 1
     max_steps: int = 64
+
+    def __post_init__(self):
+        multiples("dldm.projection", self, width=HEADS)
+        at_least("dldm.projection", self, layers=0, max_steps=1)
 
 
 class Projection(nn.Module):

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-HEADS = 4
+from vw2.models.layers import HEADS
 
 
 def changes(features: Tensor) -> Tensor:

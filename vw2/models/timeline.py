@@ -33,8 +33,12 @@ def stride_of(stride: int | None, frames: int, max_steps: int) -> int:
         stride: `dldm.stride`; None to derive it.
         frames: T.
         max_steps: `dldm.max_steps`.
-    Raises: ValueError if they contradict each other or the clip has more than `max_steps` steps.
+    Raises: ValueError if they contradict each other, T is no length of a clip or has more than `max_steps` steps.
     """
+    if frames != PAIR and (frames <= STRIDE or frames % STRIDE != 1):
+        raise ValueError(
+            f"clips must have {PAIR} frames or 1 + {STRIDE}m, at least {1 + STRIDE}, got {frames}; change clip.frames"
+        )
     derived = 1 if frames == PAIR else STRIDE
     if stride not in (None, derived):
         raise ValueError(

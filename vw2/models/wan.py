@@ -63,7 +63,7 @@ def set_wan_causal(blocks: Iterable[nn.Module], layout: Layout) -> None:
 
 
 @contextmanager
-def added(blocks: nn.ModuleList, residuals: list[Tensor] | None) -> Iterator[None]:
+def added(blocks: nn.ModuleList, residuals: list[Tensor | None] | None) -> Iterator[None]:
     """Within it the first blocks add the residuals (B, L P, width) to what they return, by forward hooks.
 
     A block that gradient checkpointing runs again in the backward pass no longer adds its residual; that changes
@@ -71,6 +71,8 @@ def added(blocks: nn.ModuleList, residuals: list[Tensor] | None) -> Iterator[Non
     """
     with ExitStack() as hooks:
         for block, residual in zip(blocks, residuals or [], strict=False):
+            if residual is None:
+                continue
             handle = block.register_forward_hook(lambda _, __, out, more=residual: out + more.to(out))
             hooks.callback(handle.remove)
         yield
@@ -82,6 +84,8 @@ class WanVDM(nn.Module):
     Self-attention is block-causal over latent frames and cross-attention causal over code steps (VideoWorld 2,
     sec. 3.3), by attention processors.
     """
+
+    padding_mask = False
 
     def __init__(self, transformer: WanTransformer3DModel):
         """Wrap a network, pretrained or random.
@@ -157,7 +161,8 @@ class WanVDM(nn.Module):
             time: (B,) t in [0, 1], or (B, L) one per latent frame; the first frame's is 0.
             first: (B, C, 1, h, w) clean first latent frame.
             context: (B, K N, D) projected codes, K = L - 1 steps of N queries; none before the joint stage.
-            control: residuals (B, L P, width) to add after the transformer blocks, from the first on.
+            control: residuals (B, L P, width) to add after the transformer blocks, from the first on;
+                None adds nothing.
         Returns: (B, C, L, h, w).
         """
         latents, times, tokens = self.inputs(noisy, time, first, context)

@@ -12,11 +12,11 @@ from vw2.console import UserError
 class GatesConfig:
     """Group `gates` of params.yaml."""
 
-    entropy_share: float = 0.5  # least entropy of a code, as a share of log2(codebook)
+    entropy_share: float = 0.5  # least entropy of a code, as a share of log2(codebook, or codes seen if fewer)
     step_entropy_share: float = 0.25  # the same for the codes of the poorest step
     digit_entropy_share: float = 0.1  # least entropy of the poorest digit of a query, as a share of log2(levels)
     dead_digits: int = 0  # most digits of queries with a single level in use
-    used_share: float = 0.1  # least share of the codebook in use
+    used_share: float = 0.1  # least share in use of the codebook, or of as many codes as were seen
     motion_share: float = 0.25  # least motion energy of the coarse video, as a share of the real one's
     denoise_margin: float = 0.0  # what the denoising loss must rise by, as a share, if clips get others' codes
     token_margin: float | None = None  # the same with the coarse video left alone: what the tokens say; None = open
@@ -24,24 +24,31 @@ class GatesConfig:
     enabled: bool = True
 
 
-def check_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sheet: Path) -> None:
+def check_gates(
+    figures: dict, gates: GatesConfig, codebook: int, seen: tuple[int, int, int], plot: Path, sheet: Path
+) -> None:
     """Stop a run whose codes are dead or not listened to, or whose coarse video stands still.
 
     Args:
         figures: dotted key -> number or {"value", ...}; a gate whose figure is not there (a stage without VDM) is open.
         codebook: size.
+        seen: clips, steps K and queries N of the codes that the figures are of; of few codes not all can be in use.
         plot: picture of the entropies (vw2.evaluation.health).
         sheet: picture of rendered clips.
     Raises: UserError naming the first broken gate and the picture to look at.
     """
     if gates.enabled:
-        for sentence in broken_gates(figures, gates, codebook, plot, sheet):
+        for sentence in broken_gates(figures, gates, codebook, seen, plot, sheet):
             raise UserError(sentence)
 
 
-def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, sheet: Path) -> Iterator[str]:
+def broken_gates(
+    figures: dict, gates: GatesConfig, codebook: int, seen: tuple[int, int, int], plot: Path, sheet: Path
+) -> Iterator[str]:
     """A sentence for every broken gate."""
-    bits = log2(codebook)
+    clips, steps, queries = seen
+    usable = min(codebook, clips * steps * queries)
+    bits, step_bits = log2(usable), log2(min(codebook, clips * queries))
     if not (found := _value(figures, "codes.entropy_bits")) >= (
         need := gates.entropy_share * bits
     ):  # nan is broken too
@@ -49,9 +56,9 @@ def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, s
             f"the codes died: {found:.2f} bits of entropy, at least {need:.2f} expected (gates.entropy_share); "
             f"see {plot}, train longer or lower the learning rate of the encoder"
         )
-    if not (found := _value(figures, "codes.used_fraction")) >= gates.used_share:
+    if not (found := _value(figures, "codes.used_fraction") * codebook / usable) >= gates.used_share:
         yield (
-            f"the codes died: {found:.1%} of the codebook in use, at least {gates.used_share:.0%} expected "
+            f"the codes died: {found:.1%} of {usable:,} usable codes in use, at least {gates.used_share:.0%} expected "
             f"(gates.used_share); see {plot}, lower dldm.codebook or train longer"
         )
     if not (found := _value(figures, "codes.dead_digits", 0)) <= gates.dead_digits:
@@ -60,7 +67,7 @@ def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, s
             f"(gates.dead_digits); see {plot}, lower dldm.codebook or train longer"
         )
     k, found = _least(figures, "codes.step_entropy_bits.k")
-    if not found >= (need := gates.step_entropy_share * bits):
+    if not found >= (need := gates.step_entropy_share * step_bits):
         yield (
             f"the codes of step {k} died: {found:.2f} bits of entropy, at least {need:.2f} expected "
             f"(gates.step_entropy_share); see {plot}, train longer or lower the learning rate of the encoder"
@@ -89,7 +96,7 @@ def broken_gates(figures: dict, gates: GatesConfig, codebook: int, plot: Path, s
             f"than {gates.token_margin:.2%} expected (gates.token_margin); see {sheet}, train longer or raise "
             "train_dldm.listen_steps"
         )
-    if "render.psnr" in figures:
+    if "render.psnr_other_codes" in figures:
         margin = _value(figures, "render.psnr") - _value(figures, "render.psnr_other_codes")
         if not margin >= gates.margin_db:
             yield (

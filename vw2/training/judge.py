@@ -88,8 +88,8 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
             (f"{videos[n]} real", real[n]),
             ("coarse", to_uint8(coarse[0])),
             ("own codes", own[n]),
-            ("other codes", other[n]),
         ]
+        sheet += [("other codes", other[n])] if len(set(videos)) > 1 else []
     return figures, sheet
 
 
@@ -115,7 +115,8 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
     Returns: with intervals by video, denoise.own; denoise.other_codes (code tokens and the coarse video drawn from
         them are another's);
         denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
-        denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it.
+        denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it. Of a single video
+        denoise.own alone.
     """
     device = device_of(dldm.ldm)
     index = torch.from_numpy(encode_rows(dldm.ldm, store, rows)).to(device)
@@ -141,6 +142,8 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
                 rng = generator(seed, 9, n, part.number)
                 loss = dldm.denoising(clean, first, hints[hint], codes[pick][:, part.steps], rng)
                 losses[name][n] += float(loss) * (part.end - part.begin) / index.shape[1]
+    if len(set(videos)) == 1:  # no other codes to compare with
+        return {"denoise.own": bootstrap_mean(losses["own"], videos, seed).as_dict()}
     figures = {f"denoise.{name}": bootstrap_mean(each, videos, seed) for name, each in losses.items()}
     for name, other in (("rise", "other_codes"), ("rise_tokens", "other_tokens")):
         figures[f"denoise.{name}"] = bootstrap_ratio(losses[other] - losses["own"], losses["own"], videos, seed)
