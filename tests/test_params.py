@@ -159,13 +159,13 @@ def test_the_seed_is_checked_for_all_stages(tmp_path, seed):
 
 
 def test_one_value_of_another_group(tmp_path):
-    (tmp_path / "params.yaml").write_text("other:\n  use: no\n  sources: [a, b]\n")
+    (tmp_path / "params.yaml").write_text("ar:\n  use: no\n  sources: [a, b]\n")
     tree = params.load(tmp_path / "params.yaml")
-    assert params.leaf(tree, "other.sources", tuple[str, ...] | None) == ("a", "b")
-    with pytest.raises(UserError, match="other.use: expected true or false, got the string 'no'"):
-        params.leaf(tree, "other.use", bool)  # YAML 1.2 knows no "no"
-    with pytest.raises(UserError, match="other.gone: .* missing"):
-        params.leaf(tree, "other.gone", bool)
+    assert params.leaf(tree, "ar.sources", tuple[str, ...] | None) == ("a", "b")
+    with pytest.raises(UserError, match="ar.use: expected true or false, got the string 'no'"):
+        params.leaf(tree, "ar.use", bool)  # YAML 1.2 knows no "no"
+    with pytest.raises(UserError, match="ar.gone: .* missing"):
+        params.leaf(tree, "ar.gone", bool)
 
 
 def test_fields_from_elsewhere_are_not_in_the_group():
