@@ -109,9 +109,21 @@ def test_precision_and_containers_are_kept(tmp_path, options, checkpoint):
         assert {v.dtype for v in load_file(tmp_path / "out" / "dit" / file).values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("prefix", ["net.", ""])
+def test_shared_and_turned_memory_is_written_out(tmp_path, options, checkpoint):
+    """Two names of one storage and a transposed view: safetensors would take neither."""
+    first, second = (f"net_ctrl.zero_blocks.block{number}.weight" for number in (0, 1))
+    checkpoint[first] = checkpoint[second] = checkpoint[second].T
+    dit_first, dit_second = (f"net.blocks.{number}.mlp.layer1.weight" for number in (0, 1))
+    checkpoint[dit_first] = checkpoint[dit_second]
+    imported(checkpoint, tmp_path, options)
+    branch = load_file(tmp_path / "out" / "dit" / "control.safetensors")
+    assert torch.equal(branch["zero.0.weight"], checkpoint[first])
+    assert torch.equal(branch["zero.1.weight"], checkpoint[first])
+
+
+@pytest.mark.parametrize("prefix", ["net.", "", "module.net."])
 def test_a_plain_dit_has_no_branch(tmp_path, options, checkpoint, prefix):
-    alone = {prefix + key[4:]: value for key, value in checkpoint.items() if key.startswith("net.")}
+    alone = {prefix + key.removeprefix("net."): value for key, value in checkpoint.items() if key.startswith("net.")}
     assert "it has no control branch" in imported(alone, tmp_path, options)
     assert not (tmp_path / "out" / "dit" / "control.safetensors").exists()
     vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm

@@ -253,10 +253,8 @@ def read_image(path: Path, *, max_side: int = MAX_SIDE, formats: Sequence[str] |
         with Image.open(path, formats=formats) as picture:
             if max(picture.size) > max_side:
                 raise MediaError(f"is {picture.width}x{picture.height} pixels, more than {max_side} on a side")
-            count = (
-                1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-            )  # MPO: a phone's JPEG and previews
-            if count > 1:
+            count = getattr(picture, "n_frames", 1)
+            if count > 1 and picture.format != "MPO":  # a phone's JPEG with previews behind it
                 raise MediaError(f"is animated: it holds {count} pictures, expected one")
             if picture.mode[:1] in "IF":
                 raise MediaError("has pixels of more than 8 bits in one channel (a depth map?)")
