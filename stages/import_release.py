@@ -40,9 +40,9 @@ from vw2.interop.keys_tokenizer import TOKENIZER
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import save_ldm
 from vw2.models.settings import read_json, settings
+from vw2.models.timeline import PAIR
 from vw2.scratch import atomic_dir
 
-FRAMES = 93  # of the release's clips
 # the LDM of presets/release.yaml
 RELEASE = LDMConfig(
     parts="causal", size=(240, 416), reconstruction_loss="l1_vgg", pixel_motion_weight=0.0, drawn_share=0.0
@@ -57,6 +57,7 @@ class Options:
     view: str | None = None
     ema: bool = False
     strict: bool = True
+    frames: int = 93  # of the clips that codes are of (release)
 
     def given(self) -> dict:
         """What the file `config` says."""
@@ -97,7 +98,13 @@ def dit(file: Path, out: Path, options: Options) -> str:
 def codes(file: Path, out: Path, options: Options) -> str:
     """Their codes -> out/codes. Returns what happened, in words."""
     config = options.ldm()
-    info = CodesInfo(config.resolved(), (FRAMES - 1) // config.causal.time, config.queries)
+    time = 1 if options.frames == PAIR else config.causal.time
+    steps, rest = divmod(options.frames - 1, time)
+    if rest or steps < 1:
+        raise UserError(
+            f"expected --frames {PAIR} or 1 more than a multiple of {time}, got {options.frames}; change it"
+        )
+    info = CodesInfo(config.resolved(), steps, config.queries)
     store = import_codes(file, out / "codes", info)
     return f"codes of {len(store.videos())} videos; wrote {out / 'codes'}"
 
@@ -112,6 +119,7 @@ def main(
     config: Path = typer.Option(None, help="JSON of settings of the model that differ from the release"),
     view: str = typer.Option(None, help="what the tokenizer's queries see: adjacent (release) or prefix (paper)"),
     ema: bool = typer.Option(False, help="take the averaged weights"),
+    frames: int = typer.Option(93, help="of a clip whose codes the file holds: 2, 9, 49, 93, 177, ..."),
     strict: bool = typer.Option(True, help="refuse checkpoints with entries that the model does not have"),
 ) -> None:
     """Import a file of the authors' release of VideoWorld 2."""
@@ -119,7 +127,7 @@ def main(
         raise UserError(f"expected one of {', '.join(KINDS)}, got {kind}; say what the file holds")
     if view not in (None, "adjacent", "prefix"):
         raise UserError(f"expected --view adjacent or prefix, got {view}")
-    say(KINDS[kind](file, out, Options(config, view, ema, strict)))
+    say(KINDS[kind](file, out, Options(config, view, ema, strict, frames)))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from vw2.data.pool import worker_count
 from vw2.data.ranks import helps
 from vw2.data.sources import craft, mixture
 from vw2.data.sources.base import TRACKS, IngestConfig
+from vw2.media.decode import MAX_SIDE
 from vw2.media.segments import read_span
 from vw2.media.sheet import thumbnails, write_sheet
 from vw2.provenance import runtime, write_metrics
@@ -95,7 +96,8 @@ def draw(frame: pl.DataFrame) -> None:
     shown = early.unique(["source", "task"], keep="first", maintain_order=True)
     shown = shown.group_by("source", maintain_order=True).head(share).head(SHEET_ROWS)
     for row in shown.iter_rows(named=True):
-        timed = read_span(manifest.locate(row["path"]), row["start"], row["stop"], row["fps"])
+        path, limit = manifest.locate(row["path"]), max(MAX_SIDE, row["width"], row["height"])
+        timed = read_span(path, row["start"], row["stop"], row["fps"], max_side=limit)
         pictures = (picture for _, picture in islice(timed, SHEET_FRAMES))
         rows.append((f"{row['task']} ({row['id']})", thumbnails(pictures, 9)))
     write_sheet(PLOT, rows)

@@ -14,7 +14,7 @@ from numbered import numbered_frame, read_number
 from vw2.console import UserError
 from vw2.data import manifest
 from vw2.data.manifest import Entry, Refused, content_hash
-from vw2.data.numpy_files import DataError, parse_array, plain, read_npz, read_objects
+from vw2.data.numpy_files import DataError, parse_array, plain, read_array, read_npz, read_objects
 from vw2.data.sources import calvin
 from vw2.data.sources.base import IngestConfig
 from vw2.data.sources.episodes import TRACKS
@@ -155,7 +155,7 @@ def test_one_split_and_names_of_folders(data, tmp_path):
 
 def test_broken_frames_refuse_their_windows_only(data, tmp_path):
     training = data / "training"
-    windows = [(number, number + 1, "t", "x") for number in range(10, 26, 2)] + [(30, 30, "t", "short")]
+    windows = [(number, number + 1, "t", "x") for number in range(10, 28, 2)] + [(30, 30, "t", "short")]
     write_annotations(training, windows)
     (training / "episode_0000010.npz").unlink()
     path = training / "episode_0000013.npz"
@@ -169,6 +169,8 @@ def test_broken_frames_refuse_their_windows_only(data, tmp_path):
     np.savez(training / "episode_0000020.npz", rgb_static=numbered_frame(20))
     write_frame(training, 22, rel_actions=np.array([{"a": 1}], object))
     write_frame(training, 25, rel_actions=np.zeros(8))
+    write_frame(training, 27, rel_actions=np.array([0, np.inf]), robot_obs=np.zeros(2))
+    write_frame(training, 26, rel_actions=np.zeros(2), robot_obs=np.zeros(2))
     taken, refused = take(data, tmp_path / "work")
     expected = {
         10: "lacks its frame 10: episode_0000010.npz is not there",
@@ -178,6 +180,7 @@ def test_broken_frames_refuse_their_windows_only(data, tmp_path):
         18: "uint8 (48, 96): episode_0000018.npz",
         20: "without rel_actions: episode_0000020.npz",
         22: "episode_0000022.npz holds pickled Python objects",
+        26: "holds no finite action (nan or infinity) in frame 1",
         24: "rel_actions is float64 (8,): episode_0000025.npz",
     }
     for number, words in expected.items():
@@ -343,6 +346,13 @@ def test_headers_that_lie_allocate_nothing(tmp_path):
     (tmp_path / "lie.npz").write_bytes(data.replace(short, (1000).to_bytes(4, "little")))
     with pytest.raises(DataError, match="damaged|declares an array"):
         read_npz(tmp_path / "lie.npz", ("rgb_static",), limit=2**20)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (read_array, read_objects, lambda path: read_npz(path, ("a",), limit=1)):
+        with pytest.raises(DataError, match="is a folder, pipe or device, not a file"):
+            read(tmp_path / "pipe")
 
 
 # ---------------------------------------------------------------- the real layout, where it is

@@ -116,9 +116,9 @@ def test_other_prefixes_and_a_checkpoint_without_control(old, new):
     found = from_release(plain, ema=new == "net_ema.", blocks=2)
     assert found.dit.keys() == parts().dit.keys()
     for key, value in found.control.items():
-        theirs = key.replace("blocks.", "transformer_blocks.")
+        theirs = key.replace("blocks.", "transformer_blocks.").removeprefix("last.")
         assert torch.equal(value, found.dit[f"transformer.{theirs}"])
-    assert {key.split(".")[0] for key in found.control} == {"patch_embed", "time_embed", "blocks"}
+    assert {key.split(".")[0] for key in found.control} == {"patch_embed", "time_embed", "blocks", "last"}
     assert {key.split(".")[1] for key in found.control if key.startswith("blocks")} == {"0", "1"}
     assert from_release(plain, ema=new == "net_ema.", blocks=0).control == {}
     assert found.unknown() == []
@@ -142,7 +142,7 @@ def test_averaged_and_plain_weights_side_by_side():
     assert averaged.unknown() == sorted(
         k
         for k in averaged.rest
-        if k.startswith(("net.", "net_ctrl.")) and k.split(".", 1)[1][:5] not in ("accum", "pos_e", "final")
+        if k.startswith(("net.", "net_ctrl.")) and k.split(".", 1)[1][:5] not in ("accum", "pos_e")
     )
 
 

@@ -97,6 +97,12 @@ def test_good_files_are_taken_and_bad_ones_refused(films, tmp_path):
         assert 0 < count < 60, refused[file]
 
 
+def test_no_video_is_passed_over(tmp_path):
+    for kind in ("mpeg4", "3gpp", "insv", "lrv", "mpe", "m1v", "m2v", "m2t", "dv", "mjpeg", "mjpg", "obu", "nut"):
+        write_raw(tmp_path / "a.mp4", [numbered_frame(0)] * 2).rename(tmp_path / f"{kind}.{kind}")
+    assert len(folder.find_videos(tmp_path)) == 13
+
+
 def test_limits(films, tmp_path):
     _, refused = take(films, tmp_path / "a", max_side=64)
     assert "declares 96x48 pixels, more than 64 on a side" in refused["UPPER.MOV"]

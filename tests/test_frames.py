@@ -1,5 +1,6 @@
 """Folders of pictures: exact to the pixel and the order, or refused with the picture that is to blame."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from vw2.data import manifest
 from vw2.data.manifest import Entry, Refused
 from vw2.data.sources import frames
 from vw2.data.sources.base import IngestConfig
-from vw2.media.decode import read_frames
+from vw2.media.decode import MediaError, read_frames
 
 REAL = Path(__file__).parents[2] / "shared" / "realvideo"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no folder of real pictures beside the repository")
@@ -143,6 +144,66 @@ def test_an_empty_folder_is_told(tmp_path):
         take(tmp_path, tmp_path / "work")
     with pytest.raises(ValueError, match="ingest.frames_fps must lie above 0"):
         IngestConfig(source="frames", path="x", frames_fps=0.0)
+
+
+def test_no_picture_is_taken_for_another(tmp_path):
+    """Animations, names that come twice, numbers that are missing, a pipe; previews and times are no fault."""
+    root = tmp_path / "pictures"
+    for name in ("webp", "apng", "twice", "gap", "phone", "pipe"):
+        save(root / name, 4)
+    film = [Image.fromarray(numbered_frame(number)) for number in range(3)]
+    film[0].save(root / "webp/2.png", format="webp", save_all=True, append_images=film[1:])
+    film[0].save(root / "apng/2.png", save_all=True, append_images=film[1:])
+    film[0].save(root / "twice/3.jpg")
+    (root / "gap/2.png").rename(root / "gap/7.png")
+    for number in range(4):
+        film[0].save(root / f"phone/{number}.jpg", format="MPO", save_all=True, append_images=film[1:2])
+        (root / f"phone/{number}.png").unlink()
+    (root / "pipe/2.png").unlink()
+    os.mkfifo(root / "pipe/2.png")
+    (root / "times").mkdir()
+    for number, jitter in enumerate((0, 10**6, -(10**6), 0)):  # nanoseconds
+        film[0].save(root / f"times/left_{1403636579763555584 + 50_000_000 * number + jitter}.png")
+    taken, refused = take(root, tmp_path / "work")
+    assert {name: entry.frames for name, entry in taken.items()} == {"phone": 4, "times": 4}
+    assert refused == {
+        "webp": "breaks after 2 pictures: 2.png is animated: it holds 3 pictures, expected one",
+        "apng": "breaks after 2 pictures: 2.png is animated: it holds 3 pictures, expected one",
+        "twice": "holds one picture twice by its name: 3.jpg and 3.png; keep one kind",
+        "gap": "lacks pictures: its numbers go from 3.png to 7.png, elsewhere in steps of 1; number them evenly",
+        "pipe": "breaks after 2 pictures: 2.png is a pipe or device, not a file",
+    }
+
+
+@pytest.mark.parametrize(
+    "stems, even",
+    [
+        ("5 10 15", True),
+        ("b cc d7 e9", True),
+        ("1 2 5 6", False),
+        ("1 01 2", False),
+        ("1 3 4 6 7 9", False),
+        ("a1b1 a1b2 a1b4", False),
+        ("a1b1 a2b4 a7b9", True),  # two numbers may mean anything
+        ("frame_0001_cam2 frame_0002_cam2", True),
+    ],
+)
+def test_names_that_count_evenly(stems, even):
+    names = [f"{stem}.png" for stem in stems.split()]
+    if even:
+        frames.check_names(names)
+    else:
+        with pytest.raises(MediaError, match="lacks pictures: its numbers go from"):
+            frames.check_names(names)
+
+
+def test_a_higher_limit_of_the_size_holds_to_the_clips(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "pictures/a", 17, width=8400, height=32)
+    parameters(tmp_path, source="frames", path="pictures", max_side=10000)
+    ingest_stage.main(Path("params.yaml"))
+    clip_stage.main(Path("params.yaml"))
+    assert manifest.read(Path("data/manifest.parquet"))["width"].to_list() == [8400]
 
 
 @needs_real

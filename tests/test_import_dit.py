@@ -44,9 +44,9 @@ def networks(seed: int) -> tuple[CosmosVDM, ControlBranch]:
 
 
 def theirs(vdm: CosmosVDM, branch: ControlBranch, ema: bool = False) -> dict[str, torch.Tensor]:
-    """What the authors' code would have saved, with the buffers and the unused last layer that ours do without."""
+    """What the authors' code would have saved, with the buffers that ours do without."""
     rest = {f"{prefix}{key}": value for prefix in ("net.", "net_ctrl.") for key, value in buffers(12).items()}
-    rest |= {"net_ctrl.final_layer.linear.weight": torch.zeros(1), "net.blocks.0.self_attn._extra_state": torch.ones(1)}
+    rest |= {"net.blocks.0.self_attn._extra_state": torch.ones(1)}
     return to_release(Parts(vdm.state_dict(), branch.state_dict(), {} if ema else rest), ema)
 
 
@@ -88,7 +88,7 @@ def test_every_tensor_and_the_outputs(tmp_path, options, averaged):
     wanted = ema if averaged else plain
     told = imported(theirs(*plain) | theirs(*ema, ema=True), tmp_path, Options(options.config, ema=averaged))
     count = len(wanted[0].state_dict()), len(wanted[1].state_dict())
-    spare = 2 * len(buffers(12)) + 2 + sum(count)  # and all of the other variant
+    spare = 2 * len(buffers(12)) + 1 + sum(count)  # and all of the other variant
     assert f"{count[0]} weights fit the DiT; {count[1]} weights fit the control branch; {spare} entries" in told
     folder = tmp_path / "out" / "dit"
     vdm = load_backend(backend(folder), tmp_path / "no prior needed").vdm
@@ -109,9 +109,21 @@ def test_precision_and_containers_are_kept(tmp_path, options, checkpoint):
         assert {v.dtype for v in load_file(tmp_path / "out" / "dit" / file).values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("prefix", ["net.", ""])
+def test_shared_and_turned_memory_is_written_out(tmp_path, options, checkpoint):
+    """Two names of one storage and a transposed view: safetensors would take neither."""
+    first, second = (f"net_ctrl.zero_blocks.block{number}.weight" for number in (0, 1))
+    checkpoint[first] = checkpoint[second] = checkpoint[second].T
+    dit_first, dit_second = (f"net.blocks.{number}.mlp.layer1.weight" for number in (0, 1))
+    checkpoint[dit_first] = checkpoint[dit_second]
+    imported(checkpoint, tmp_path, options)
+    branch = load_file(tmp_path / "out" / "dit" / "control.safetensors")
+    assert torch.equal(branch["zero.0.weight"], checkpoint[first])
+    assert torch.equal(branch["zero.1.weight"], checkpoint[first])
+
+
+@pytest.mark.parametrize("prefix", ["net.", "", "module.net."])
 def test_a_plain_dit_has_no_branch(tmp_path, options, checkpoint, prefix):
-    alone = {prefix + key[4:]: value for key, value in checkpoint.items() if key.startswith("net.")}
+    alone = {prefix + key.removeprefix("net."): value for key, value in checkpoint.items() if key.startswith("net.")}
     assert "it has no control branch" in imported(alone, tmp_path, options)
     assert not (tmp_path / "out" / "dit" / "control.safetensors").exists()
     vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm

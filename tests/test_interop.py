@@ -15,7 +15,8 @@ import pytest
 import torch
 from tiny_models import causal_ldm, clip
 
-from stages.import_release import RELEASE
+from stages.import_release import RELEASE, Options
+from stages.import_release import codes as import_codes_of
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, read_codes, write_codes
 from vw2.interop.checkpoints import (
@@ -100,7 +101,9 @@ def test_buffers_are_made_anew(weights):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("prefix", ["", "network.", "ldm_net.network.", "model.network.", "_orig_mod.network."])
+@pytest.mark.parametrize(
+    "prefix", ["", "network.", "ldm_net.network.", "model.network.", "_orig_mod.network.", "module.network."]
+)
 def test_wrapped_names_are_found(tmp_path, weights, prefix, suffix):
     file = tmp_path / f"file{suffix}"
     extra = {"net.blocks.0.weight": torch.zeros(1), "net_ctrl.x": torch.zeros(2)}
@@ -112,7 +115,8 @@ def test_wrapped_names_are_found(tmp_path, weights, prefix, suffix):
 
 
 @pytest.mark.parametrize(
-    "average", ["ema.network.", "network_ema.", "model.ema.network.", "ema.", "model_ema.network."]
+    "average",
+    ["ema.network.", "network_ema.", "model.ema.network.", "ema.", "model_ema.network.", "ldm_net_ema.network."],
 )
 def test_averaged_weights_are_told_apart(weights, average):
     averaged = export_weights(tiny(1), TOKENIZER)
@@ -154,7 +158,13 @@ def test_what_is_no_weight_is_left_out_or_named(tmp_path):
     state = {"net.norm._extra_state": io.BytesIO(b"of Transformer Engine"), "net.w": torch.zeros(2)}
     torch.save(state, tmp_path / "a.pt")
     assert set(read_checkpoint(tmp_path / "a.pt")) == {"net.w"}
-    for odd, kind in ((torch.ones(2).to_sparse(), "sparse_coo"), (torch.ones(2, device="meta"), "meta")):
+    odd_ones = {
+        "sparse_coo": torch.ones(2).to_sparse(),
+        "meta": torch.ones(2, device="meta"),
+        "quantized": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    }
+    for kind, odd in odd_ones.items():
         torch.save(state | {"net.odd": odd}, tmp_path / "a.pt")
         with pytest.raises(UserError, match=f"net.odd is a {kind} tensor, expected one with all its values"):
             read_checkpoint(tmp_path / "a.pt")
@@ -217,6 +227,34 @@ def test_report_names_what_does_not_fit(weights):
     assert "1 missing: quant_conv.conv3d.bias" in sentence and "1 unexpected: quant_conv.conv3d.extra" in sentence
     assert "1 of another shape: encoder.act.weight (expected 4x16, got 3x16)" in sentence
     assert same(export_weights(model, TOKENIZER), before), "all or nothing"
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        (lambda bias: bias.int(), "expected floating numbers, got int32"),
+        (lambda bias: bias.bool(), "expected floating numbers, got bool"),
+        (lambda bias: bias.to(torch.complex64), "expected floating numbers, got complex64"),
+        (lambda bias: bias.to(torch.float8_e4m3fn), "expected 16 bits or more, got float8_e4m3fn"),
+        (lambda bias: bias / 0, "expected finite numbers, got nan or infinity"),
+    ],
+)
+def test_other_numbers_are_refused(weights, change, fault):
+    name = "quant_conv.conv3d.bias"
+    weights[name] = change(weights[name])
+    with pytest.raises(
+        UserError, match=re.escape(f"weights fit the dLDM tokenizer; 1 of other numbers: {name} ({fault})")
+    ):
+        import_weights(tiny(), weights, TOKENIZER)
+
+
+def test_averaged_weights_of_the_outer_part(weights):
+    """Beside plain ones under the longer prefix."""
+    averaged, model = export_weights(tiny(1), TOKENIZER), tiny(2)
+    both = {f"ldm_net.network.{key}": value for key, value in weights.items()}
+    both |= {f"ldm_net_ema.network.{key}": value for key, value in averaged.items()}
+    import_weights(model, both, TOKENIZER, ema=True)
+    assert same(export_weights(model, TOKENIZER), averaged)
 
 
 def test_unexpected_entries_may_be_allowed(weights):
@@ -352,6 +390,16 @@ def test_command_imports_a_tokenizer(tmp_path, weights):
     assert same(export_weights(model, TOKENIZER), weights)
     video = clip(1, 9, 32)
     assert model.coarse(video[:, :, :1], model.encode(video)).shape == video.shape
+
+
+@pytest.mark.parametrize("frames, steps", [(2, 1), (9, 2), (49, 12), (177, 44)])
+def test_codes_of_other_clips(tmp_path, frames, steps):
+    torch.save({"a": torch.zeros(3, 4 * steps).long()}, tmp_path / "codes.pt")
+    assert "codes of 1 videos" in import_codes_of(tmp_path / "codes.pt", tmp_path / "out", Options(frames=frames))
+    assert read_codes(tmp_path / "out" / "codes").info.steps == steps
+    for wrong in (1, 10):
+        with pytest.raises(UserError, match=f"expected --frames 2 or 1 more than a multiple of 4, got {wrong}"):
+            import_codes_of(tmp_path / "codes.pt", tmp_path / "out", Options(frames=wrong))
 
 
 def test_command_fails_in_a_sentence(tmp_path, weights):

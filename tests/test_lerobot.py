@@ -186,7 +186,7 @@ def test_clips_are_cut_from_their_episode(tmp_path, monkeypatch):
 def test_overlapping_parts_and_whole_files_are_cut_together(tmp_path):
     path = write_raw(tmp_path / "a.mp4", map(numbered_frame, range(60)), 10, options={"g": "7", "bf": "2"})
     spans = {"b": (3.0, 6.0), "a": (0.0, 2.0), "c": (1.0, 4.0), "d": (5.97, 99.0), "whole": (None, None)}
-    facts = {"fps": 10.0, "variable": False, "sar": 1.0}
+    facts = {"fps": 10.0, "variable": False, "sar": 1.0, "width": 96, "height": 48}
     table = [{"id": name, "start": start, "stop": stop, **facts} for name, (start, stop) in spans.items()]
     written = cut_file(path, table, ClipConfig(height=48, width=96, fps=10.0), tmp_path)
     counts = {name: each.frames for name, each in written}
@@ -205,9 +205,9 @@ def test_variable_rate_goes_by_the_times_of_the_part(tmp_path):
 
 
 def test_what_disagrees_or_is_missing_is_refused(tmp_path):
-    root = write_v2(tmp_path / "arm", lengths=(20,) * 8)
-    data = [root / V2_DATA.format(episode_chunk=i // 2, episode_index=i) for i in range(8)]
-    film = [root / V2_VIDEO.format(episode_chunk=i // 2, episode_index=i, video_key=CAMERAS[0]) for i in range(8)]
+    root = write_v2(tmp_path / "arm", lengths=(20,) * 10)
+    data = [root / V2_DATA.format(episode_chunk=i // 2, episode_index=i) for i in range(10)]
+    film = [root / V2_VIDEO.format(episode_chunk=i // 2, episode_index=i, video_key=CAMERAS[0]) for i in range(10)]
     film[0].unlink()
     data[1].unlink()
     pl.read_parquet(data[2]).head(19).write_parquet(data[2])
@@ -215,6 +215,10 @@ def test_what_disagrees_or_is_missing_is_refused(tmp_path):
     film[4].write_text("not a video")
     data[5].write_bytes(b"PAR1 no table PAR1")
     pl.read_parquet(data[6]).with_columns(timestamp=pl.col("timestamp") * 2).write_parquet(data[6])
+    actions = [[float(i), np.nan if i == 5 else 0.0] for i in range(20)]
+    pl.read_parquet(data[8]).with_columns(action=pl.Series(actions)).write_parquet(data[8])
+    states = [[None] if i == 3 else [0.0] for i in range(20)]
+    pl.read_parquet(data[9]).with_columns(pl.Series("observation.state", states)).write_parquet(data[9])
     taken, refused = take(root, tmp_path / "work", camera=CAMERAS[0])
     assert sorted(taken) == [7] and numbers(taken[7]) == [700 + i for i in range(20)]
     expected = [
@@ -225,8 +229,10 @@ def test_what_disagrees_or_is_missing_is_refused(tmp_path):
         "(episode 4) is not a video",
         "(episode 5) cannot be used: data/chunk-002/episode_000005.parquet",
         "(episode 6) and data/chunk-003/episode_000006.parquet disagree by up to 1.9 s on when the frames are due",
+        "(episode 8) cannot be used: data/chunk-004/episode_000008.parquet holds no finite action (nan, null) in frame",
+        "(episode 9) cannot be used: data/chunk-004/episode_000009.parquet holds no finite state (nan, null) in frame",
     ]
-    assert len(refused) == 7
+    assert len(refused) == 9 and refused[-2].endswith("frame 5") and refused[-1].endswith("frame 3")
     for words, reason in zip(expected, refused, strict=True):
         assert reason.startswith(words)
     assert (tmp_path / "work/tracks").is_dir() and len(list((tmp_path / "work/tracks").iterdir())) == 1
@@ -286,6 +292,25 @@ def test_all_cameras_of_an_episode_go_to_one_split(tmp_path):
 def test_files_in_the_usual_place_are_found_in_spite_of_the_pattern(tmp_path):
     odd = {"data": V2_DATA.replace("episode_chunk", "episode_index"), "video": V2_VIDEO}
     assert len(take(write_v2(tmp_path / "arm", **odd), tmp_path / "work")[0]) == 3
+
+
+def test_depth_maps_and_cameras_on_the_hand_are_no_first_choice(tmp_path):
+    (tmp_path / "meta").mkdir()
+
+    def camera(chosen=None, **features):
+        features = {f"observation.images.{name}": {"dtype": "video"} | facts for name, facts in features.items()}
+        info = {"codebase_version": "v2.1", "features": features}
+        (tmp_path / "meta/info.json").write_text(json.dumps(info))
+        config = IngestConfig(source="lerobot", path=str(tmp_path), camera=chosen)
+        return lerobot_meta.read_info(config, tmp_path)[1].removeprefix("observation.images.")
+
+    old, new = {"video_info": {"video.is_depth_map": True}}, {"info": {"is_depth_map": True}}
+    plain = {"info": {"video.is_depth_map": False}}
+    assert camera(depth=old, far=new, rgb=plain) == "rgb"
+    assert camera(left_wrist={}, rgb={"info": None}, side={}) == "rgb" and camera(a_depth=old, wrist={}) == "wrist"
+    assert camera("observation.images.depth", depth=old, rgb={}) == "depth"
+    with pytest.raises(UserError, match="one of observation.images.far, got null with depth maps alone; change"):
+        camera(far=new)
 
 
 @pytest.mark.parametrize(

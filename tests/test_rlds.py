@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -307,6 +308,17 @@ def test_damaged_shards_are_named(data, tmp_path):
         check_episode(tmp_path / "work", entry, 100 + 10 * int(name[-5:]), 6)
 
 
+def test_what_is_no_file_is_refused(data, tmp_path):
+    folder = data / "toy" / "1.0.0"
+    (folder / "gone.tfrecord-00000-of-00001").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe.tfrecord")
+    taken, refused = take(data, tmp_path / "work")
+    assert len(taken) == 4 and refused == {
+        "toy/1.0.0/gone.tfrecord-00000-of-00001": "cannot be read (No such file or directory)",
+        "toy/1.0.0/pipe.tfrecord": "cannot be read (it is a pipe or device, not a file)",
+    }
+
+
 def test_faulty_episodes_and_counts(data, tmp_path):
     folder = data / "toy" / "1.0.0"
     images = episode(0)["steps/observation/image"]
@@ -321,6 +333,7 @@ def test_faulty_episodes_and_counts(data, tmp_path):
         {"steps/action": [b"x"] * 6},
         {"steps/language_instruction": [b"x"] * 4},
         episode(0, 1),
+        {"steps/action": np.where(np.arange(42).reshape(6, 7) == 15, np.nan, 0).astype(np.float32)},
     ]
     words = [
         "has a damaged picture in frame 3",
@@ -333,12 +346,13 @@ def test_faulty_episodes_and_counts(data, tmp_path):
         "lacks the numbers of steps/action",
         "holds 4 instructions in steps/language_instruction for 6 frames",
         "holds 1 frame, ingest.min_frames is 2",
+        "holds no finite action (nan or infinity) in frame 2",
     ]
     write_shard(folder / "toy-val.tfrecord-00000-of-00001", [example(episode(0) | each) for each in odd])
     taken, refused = take(data, tmp_path / "work", min_frames=2)
     for number, reason in enumerate(words):
         assert reason in refused.pop(f"toy/1.0.0/toy-val.tfrecord-00000-of-00001#{number}"), number
-    assert refused == {"toy/1.0.0/toy-val.tfrecord-00000-of-00001": "holds 10 episodes, dataset_info.json declares 1"}
+    assert refused == {"toy/1.0.0/toy-val.tfrecord-00000-of-00001": "holds 11 episodes, dataset_info.json declares 1"}
     assert len(taken) == 3 and len(list((tmp_path / "work/videos").iterdir())) == 3
 
 

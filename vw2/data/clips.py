@@ -17,7 +17,7 @@ import numpy as np
 
 from vw2.data.frame_rate import source_index
 from vw2.data.stretches import Stretch, StretchConfig, StretchFinder
-from vw2.media.decode import read_pictures
+from vw2.media.decode import MAX_SIDE, read_pictures
 from vw2.media.picture import Picture, resize_picture
 from vw2.media.resize import Fit
 from vw2.media.segments import read_spans
@@ -132,9 +132,10 @@ def cut_file(
     """
     whole = [row for row in rows if row["start"] is None]
     parts = [row for row in rows if row["start"] is not None]
-    streams = [(row, read_pictures(path)) for row in whole]
+    limit = max(MAX_SIDE, rows[0]["width"], rows[0]["height"])  # what ingest.max_side let pass is not refused here
+    streams = [(row, read_pictures(path, max_side=limit)) for row in whole]
     spans = [(row["start"], row["stop"]) for row in parts]
-    found = ((parts[number], frames) for number, frames in read_spans(path, spans, rows[0]["fps"]))
+    found = ((parts[number], frames) for number, frames in read_spans(path, spans, rows[0]["fps"], max_side=limit))
     for row, frames in chain(streams, found):
         target = folder / f"{row['id']}.u8"
         yield row["id"], _write(frames, config, row["fps"], row["variable"], row["sar"], target)

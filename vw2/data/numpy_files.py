@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ class DataError(ValueError):
 
 
 # ---------------------------------------------------------------- plain arrays
+
+
+def _check_file(path: Path) -> None:
+    """Raise DataError unless this is a file (a pipe would hang); OSError."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise DataError("is a folder, pipe or device, not a file")
 
 
 def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -75,6 +82,7 @@ def parse_array(data: bytes) -> np.ndarray:
 
 def read_array(path: Path) -> np.ndarray:
     """The array in an npy file. Raises: DataError as `parse_array`; OSError."""
+    _check_file(path)
     return parse_array(Path(path).read_bytes())
 
 
@@ -84,6 +92,7 @@ def read_npz(path: Path, names: tuple[str, ...], limit: int) -> dict[str, np.nda
     Args:    limit: bytes an array may have when unpacked, so that a small file cannot fill the memory.
     Raises:  DataError with the reason; OSError.
     """
+    _check_file(path)
     found = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -192,6 +201,7 @@ def read_objects(path: Path) -> Any:
     Arrays inside it are not turned into arrays but left as they are unless asked for with `plain`.
     Raises: DataError with the reason; nothing is run, whatever the file holds. OSError.
     """
+    _check_file(path)
     size = Path(path).stat().st_size
     if size > MAX_PICKLE:
         raise DataError(f"has {size} bytes, more than {MAX_PICKLE}")

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vw2.console import UserError
-from vw2.interop.plain import is_dense, read_plain, reason
+from vw2.interop.plain import oddity, read_plain, reason
 from vw2.scratch import atomic_file
 
 # put into names by torch.compile, FSDP, activation checkpointing
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-CONTAINERS = ("model.", "state_dict.")  # top-level keys of a file
+# top-level keys of a file, and what DistributedDataParallel puts into names
+CONTAINERS = ("model.", "state_dict.", "module.", "model.module.", "state_dict.module.")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # smaller ones need scales
 SHOWN = 3  # names of each kind in a sentence
 DEPTH, ENTRIES = 16, 200_000  # the most of nested dictionaries; no training state comes near, hostile files do
 
@@ -44,13 +46,14 @@ class KeyReport:
     missing: tuple[str, ...] = ()  # wanted, not there
     unexpected: tuple[str, ...] = ()  # there, not wanted
     misshaped: tuple[str, ...] = ()  # "name (expected ..., got ...)"
+    mistyped: tuple[str, ...] = ()  # "name (expected ..., got ...)": other numbers than floating, finite ones
     altered: tuple[str, ...] = ()  # constants that are not what they should be
     elsewhere: int = 0  # entries of the file that belong to other models or variants
 
     @property
     def complete(self) -> bool:
         """Every weight of the model is there, as it should be."""
-        return not (self.missing or self.misshaped or self.altered)
+        return not (self.missing or self.misshaped or self.mistyped or self.altered)
 
     @property
     def fits(self) -> bool:
@@ -60,7 +63,7 @@ class KeyReport:
     def sentence(self) -> str:
         """All of it in words."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshaped}
-        kinds["of another value"] = self.altered
+        kinds |= {"of other numbers": self.mistyped, "of another value": self.altered}
         parts = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
         return f"{self.fitting} weights fit the {self.title}" + "".join(f"; {part}" for part in parts)
 
@@ -107,8 +110,7 @@ def flatten(tree: Mapping, path: Path) -> dict[str, Tensor]:
             continue
         for wrapper in WRAPPERS:
             name = name.replace(wrapper, "")
-        if not is_dense(value):
-            kind = "meta" if value.is_meta else str(value.layout)[6:]
+        if kind := oddity(value):
             raise UserError(f"{path}: {name} is a {kind} tensor, expected one with all its values; save it dense")
         found[name] = value
     return found
@@ -129,6 +131,7 @@ def variants(prefixes: tuple[str, ...]) -> dict[bool, list[str]]:
     plain = ["", *prefixes]
     averaged = [f"{ema}{prefix}" for ema in ("ema.", "model_ema.") for prefix in plain]
     averaged += [f"{prefix[:-1]}_ema." for prefix in prefixes]
+    averaged += [f"{head}_ema.{rest}" for head, _, rest in (prefix.partition(".") for prefix in prefixes)]
     full = {ema: [c + p for c in ("", *CONTAINERS) for p in group] for ema, group in ((False, plain), (True, averaged))}
     return {ema: sorted(group, key=len, reverse=True) for ema, group in full.items()}
 
@@ -185,8 +188,18 @@ def import_models(
         raise UserError(f"{sentences}; choose the file or the model's configuration accordingly")
     for keys, model in models.items():
         hollow = any(tensor.is_meta for tensor in model.state_dict().values())
-        model.load_state_dict(found[keys][0], assign=hollow)
+        model.load_state_dict(separate(found[keys][0]) if hollow else found[keys][0], assign=hollow)
     return reports
+
+
+def separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, each in memory of its own, as safetensors writes them; copied only where they are not."""
+    taken, found = set(), {}
+    for key, value in weights.items():
+        place = value.untyped_storage().data_ptr()
+        found[key] = value.clone(memory_format=torch.contiguous_format) if place in taken else value.contiguous()
+        taken.add(place)
+    return found
 
 
 def find(
@@ -205,18 +218,32 @@ def find(
 
 
 def compare(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], title: str, elsewhere: int = 0) -> KeyReport:
-    """Names and shapes of a checkpoint against those of a model."""
+    """Names, shapes and kinds of numbers of a checkpoint against those of a model."""
     shape = lambda tensor: "x".join(map(str, tensor.shape)) or "a number"  # noqa: E731
     both = sorted(set(own) & set(wanted))
     odd = [key for key in both if own[key].shape != wanted[key].shape]
+    faults = {key: _fault(own[key], wanted[key]) for key in both if key not in odd}
+    mistyped = tuple(f"{key} ({fault})" for key, fault in faults.items() if fault)
     return KeyReport(
         title,
-        len(both) - len(odd),
+        len(both) - len(odd) - len(mistyped),
         tuple(sorted(set(wanted) - set(own))),
         tuple(sorted(set(own) - set(wanted))),
         tuple(f"{key} (expected {shape(wanted[key])}, got {shape(own[key])})" for key in odd),
+        mistyped,
         elsewhere=elsewhere,
     )
+
+
+def _fault(own: Tensor, wanted: Tensor) -> str | None:
+    """Why a tensor's numbers cannot be those that are wanted; None if they can."""
+    if own.is_complex() or own.is_floating_point() != wanted.is_floating_point():
+        return f"expected {'floating' if wanted.is_floating_point() else 'whole'} numbers, got {str(own.dtype)[6:]}"
+    if not own.is_floating_point():
+        return None
+    if own.dtype not in FLOATING:
+        return f"expected 16 bits or more, got {str(own.dtype)[6:]}"
+    return None if own.is_meta or own.isfinite().all() else "expected finite numbers, got nan or infinity"
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

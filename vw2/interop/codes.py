@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, CodeStore, write_codes
-from vw2.interop.plain import is_dense, read_plain, reason
+from vw2.interop.plain import oddity, read_plain, reason
 from vw2.scratch import atomic_dir, atomic_file
 
 WIDTHS = (8, 16, 32, 64)
@@ -93,8 +93,8 @@ def _integers(value: object, depth: int = 2) -> np.ndarray:
 def _dense(tensor: Tensor) -> np.ndarray:
     """The values of a tensor of numbers, all of which are in its file."""
     dtype = str(tensor.dtype)[6:]
-    if not is_dense(tensor):
-        raise TypeError("a meta tensor" if tensor.is_meta else f"a {str(tensor.layout)[6:]} tensor")
+    if kind := oddity(tensor):
+        raise TypeError(f"a {kind} tensor")
     if tensor.dtype not in INTEGERS:
         raise TypeError(f"{tuple(tensor.shape)} {dtype}")
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():

@@ -3,7 +3,7 @@
 Theirs: `net.` (DiT), `net_ctrl.` (control branch), each also as EMA (`net_ema.`, `net_ctrl_ema.`); a plain
 Cosmos-Predict2 checkpoint has `net.` alone, or no prefix. Ours: the state dicts of vw2.models.cosmos.CosmosVDM and of
 vw2.models.control.ControlBranch (hint mlp, own_time true). What has no place in ours (step counters, position buffers
-that follow from the sizes, the branch's last layer that is never run) is kept in `rest`, so that nothing is lost.
+that follow from the sizes) is kept in `rest`, so that nothing is lost.
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ LAST = {"final_layer.linear.": "proj_out."} | {
 }
 HINT = {"x_embedder2.proj.1.": "hint.embed.", "input_hint_block.": "hint.mlp.", "zero_blocks.block": "zero."}
 PLAIN, EMA = ("net.", "net_ctrl."), ("net_ema.", "net_ctrl_ema.")
-NEVER_OURS = ("accum_", "pos_embedder.", "final_layer.")  # final_layer: of the control branch
+NEVER_OURS = ("accum_", "pos_embedder.")
 SPATIAL, TEMPORAL, SEQUENCE = "pos_embedder.dim_spatial_range", "pos_embedder.dim_temporal_range", "pos_embedder.seq"
 
 
@@ -84,7 +84,8 @@ def _back(rules: dict[str, str]) -> dict[str, str]:
 
 DIT_BLOCKS, CONTROL_BLOCKS = ("blocks.", "transformer.transformer_blocks."), ("blocks.", "blocks.")
 DIT_FLAT = {old: f"transformer.{new}" for old, new in (EMBED | LAST).items()}
-CONTROL_FLAT = EMBED | HINT
+COPIED = EMBED | {old: f"last.{new}" for old, new in LAST.items()}  # of the DiT, in the control branch
+CONTROL_FLAT = COPIED | HINT
 
 
 def from_release(state: State, ema: bool = False, blocks: int = 3) -> Parts:
@@ -93,8 +94,8 @@ def from_release(state: State, ema: bool = False, blocks: int = 3) -> Parts:
     Args:
         state: their state dict; tensors are passed on, not copied.
         ema: take the averaged weights where both are there; the others go to `rest`.
-        blocks: where the checkpoint has no control branch, the first so many blocks and the embeddings fill it too, as
-            the authors' code does; 0 leaves `control` empty.
+        blocks: where the checkpoint has no control branch, the first so many blocks, embeddings and last layer fill it
+            too, as the authors' code does; 0 leaves `control` empty.
     """
     dit, control = (EMA if ema else PLAIN)[0], (EMA if ema else PLAIN)[1]
     if not any(_bare(key)[0] == dit for key in state):
@@ -105,7 +106,7 @@ def from_release(state: State, ema: bool = False, blocks: int = 3) -> Parts:
         if prefix == dit and (new := _translate(bare, DIT_FLAT, DIT_BLOCKS, BLOCK)):
             parts.dit[new] = value
             number = bare.split(".")[1] if bare.startswith("blocks.") else "0"
-            if blocks and int(number) < blocks and (own := _translate(bare, EMBED, CONTROL_BLOCKS, BLOCK)):
+            if blocks and int(number) < blocks and (own := _translate(bare, COPIED, CONTROL_BLOCKS, BLOCK)):
                 copied[own] = value
         elif prefix == control and (new := _translate(bare, CONTROL_FLAT, CONTROL_BLOCKS, BLOCK)):
             parts.control[new] = value

@@ -51,6 +51,9 @@ def reason(error: Exception) -> str:
     return found[0] if found else text.strip().partition("\n")[0] or type(error).__name__
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Whether it has values, one after the other: not sparse, and not on the meta device."""
-    return tensor.layout == torch.strided and not tensor.is_meta
+def oddity(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being plain values, one after the other, in a word; None if nothing does."""
+    for kind in ("meta", "nested", "quantized"):
+        if getattr(tensor, f"is_{kind}"):
+            return kind
+    return None if tensor.layout == torch.strided else str(tensor.layout)[6:]

@@ -261,18 +261,20 @@ def read_image(path: Path, *, max_side: int = MAX_SIDE, formats: Sequence[str] |
 
     Raises: MediaError with the reason; FileNotFoundError.
     """
+    _check_file(Path(path))
     try:
         with Image.open(path, formats=formats) as picture:
             if max(picture.size) > max_side:
                 raise MediaError(f"is {picture.width}x{picture.height} pixels, more than {max_side} on a side")
+            count = getattr(picture, "n_frames", 1)
+            if count > 1 and picture.format != "MPO":  # a phone's JPEG with previews behind it
+                raise MediaError(f"is animated: it holds {count} pictures, expected one")
             if picture.mode[:1] in "IF":
                 raise MediaError("has pixels of more than 8 bits in one channel (a depth map?)")
             picture = ImageOps.exif_transpose(picture).convert("RGBA")
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise MediaError(f"is not a picture in a known format ({error})") from error
     except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-            raise
         raise MediaError(f"is damaged ({error})") from error
     canvas = Image.new("RGBA", picture.size, (255, 255, 255, 255))
     canvas.alpha_composite(picture)

@@ -43,19 +43,22 @@ def scan_spans(
     return info, [seconds[(early >= start) & (early < stop)] for start, stop in spans]
 
 
-def read_spans(path: Path, spans: Sequence[Span], fps: float) -> Iterator[tuple[int, Iterator[Timed]]]:
+def read_spans(
+    path: Path, spans: Sequence[Span], fps: float, *, max_side: int = MAX_SIDE
+) -> Iterator[tuple[int, Iterator[Timed]]]:
     """Decode the parts of a file in order of time, two frames in memory at a time.
 
     Args:
         path: video file.
         spans: parts, in any order; where they overlap the file is decoded again.
         fps: frames per second of the file, which say what half a frame is.
+        max_side: as `read_pictures`.
     Yields: (number of the span, its frames as (seconds since the first frame of the span, picture)); the
         frames must be taken before the next span is asked for.
     Raises: as `read_pictures`.
     """
     for batch in _passes(spans):
-        with closing(read_pictures(path)) as frames:
+        with closing(read_pictures(path, max_side=max_side)) as frames:
             held: list[Timed] = []
             for number in batch:
                 part = _take(frames, held, spans[number], fps)
@@ -64,12 +67,14 @@ def read_spans(path: Path, spans: Sequence[Span], fps: float) -> Iterator[tuple[
                     pass
 
 
-def read_span(path: Path, start: float | None, stop: float | None, fps: float) -> Iterator[tuple[float, np.ndarray]]:
+def read_span(
+    path: Path, start: float | None, stop: float | None, fps: float, *, max_side: int = MAX_SIDE
+) -> Iterator[tuple[float, np.ndarray]]:
     """The frames of one row of the manifest, as `read_frames`: a whole file (start None), or a part of one."""
     if start is None or stop is None:
-        yield from read_frames(path)
+        yield from read_frames(path, max_side=max_side)
         return
-    for _, part in read_spans(path, [(start, stop)], fps):
+    for _, part in read_spans(path, [(start, stop)], fps, max_side=max_side):
         for seconds, picture in part:
             yield seconds, picture.rgb()
 

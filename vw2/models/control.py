@@ -150,6 +150,9 @@ class ControlBranch(nn.Module):
         own = lambda part: copy.deepcopy(part, {id(vdm.layout): vdm.layout})  # noqa: E731
         self.patch_embed = own(vdm.patch_embed)
         self.time_embed = own(vdm.time_embed) if config.own_time else None
+        # The release's branch has a last layer too, which is never run: kept so that its files go there and back whole.
+        last = vdm.last() if config.own_time and hasattr(vdm, "last") else None
+        self.last = last and nn.ModuleDict({name: own(part) for name, part in last.items()}).requires_grad_(False)
         self.blocks = nn.ModuleDict({str(i): own(vdm.blocks[i]) for i in config.numbers})
         self.hint = HINTS[config.hint](vdm, config)
         self.zero = nn.ModuleDict({number: zero(nn.Linear(vdm.width, vdm.width)) for number in self.blocks})
@@ -159,6 +162,8 @@ class ControlBranch(nn.Module):
         self.patch_embed.load_state_dict(vdm.patch_embed.state_dict())
         if self.time_embed is not None:
             self.time_embed.load_state_dict(vdm.time_embed.state_dict())
+        for name, mine in (self.last or {}).items():
+            mine.load_state_dict(vdm.last()[name].state_dict())
         for number, block in self.blocks.items():
             block.load_state_dict(vdm.blocks[int(number)].state_dict())
 

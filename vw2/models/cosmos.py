@@ -194,6 +194,10 @@ class CosmosVDM(nn.Module):
     def time_embed(self) -> nn.Module:
         return self.transformer.time_embed
 
+    def last(self) -> dict[str, nn.Module]:
+        """The layers behind the blocks, by name."""
+        return {"norm_out": self.transformer.norm_out, "proj_out": self.transformer.proj_out}
+
     def inputs(self, noisy: Tensor, time: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Put the clean first frame in place: latents, per-frame times (B, 1, L, 1, 1), condition mask.
 

@@ -31,6 +31,7 @@ MEMORY_GIB = 4.0  # what one worker may allocate: an 8192 x 8192 stream with its
 UNKNOWN = "unknown"
 Source = Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"]
 SPLITS = {"train": "train", "val": "test", "validation": "test", "eval": "test", "test": "test"}  # of robot data sets
+SECONDARY = ("wrist", "hand", "gripper", "depth", "mask", "segment")  # cameras and maps taken only if there is no other
 READ_ERRORS = (MediaError, OSError, MemoryError)  # what reading a stranger's file may raise; see `why`
 TRACKS = {
     "video": pl.String,
@@ -47,7 +48,7 @@ class IngestConfig:
 
     source: Source | list[dict[str, Any]] = "craft"  # a list: see vw2/data/sources/mixture.py
     path: str | None = None  # folder of the source; not used by craft and by a list
-    camera: str | None = None  # lerobot: feature that holds the video; None: the first by name
+    camera: str | None = None  # lerobot: feature that holds the video; None: the first by name, see SECONDARY
     frames_fps: float = 16.0  # frames: pictures per second
     licence: str = "unknown"  # of the videos in path, where a sidecar does not say
     min_frames: int = 2  # shorter videos are refused

@@ -83,6 +83,14 @@ def check_length(frames: int, limits: Limits) -> None:
         raise MediaError(f"holds {frames} {unit}, ingest.min_frames is {limits.min_frames}")
 
 
+def _check_finite(track: Track) -> None:
+    """Raise MediaError naming the first frame with an action or state that is not finite as float32."""
+    for name in ("action", "state"):
+        finite = np.isfinite(getattr(track, name).astype(np.float32)).all(axis=1)
+        if not finite.all():
+            raise MediaError(f"holds no finite {name} (nan or infinity) in frame {finite.argmin()}")
+
+
 def store(
     work: Path, facts: Facts, count: int, frames: Iterable[np.ndarray], track: Callable[[], Track], limits: Limits
 ) -> Entry:
@@ -92,14 +100,16 @@ def store(
         count: number of frames T.
         frames: T pictures (H, W, 3) uint8 RGB, drawn one at a time.
         track: asked for after the last picture, which a source may have read together with the numbers.
-    Raises: MediaError with the reason if the pictures break a limit, and what `frames` and `track` raise.
+    Raises: MediaError with the reason if the pictures break a limit or a number is not finite, and what `frames` and
+        `track` raise.
     """
     check_length(count, limits)
     size = [0, 0, 0]
     file = work / "videos" / f"{facts.id}.mp4"
     with atomic_file(file) as temporary:
         write_video(temporary, _checked(frames, limits, size), facts.fps)
-    beside = track()
+        beside = track()
+        _check_finite(beside)
     lengths = {size[0], len(beside.action), len(beside.state), len(beside.instruction)}
     if lengths != {count}:
         raise ValueError(f"{facts.id}: expected {count} frames, actions, states and instructions, got {lengths}")

@@ -34,8 +34,9 @@ from vw2.data.sources.base import (
 from vw2.media.decode import MediaError, scan
 
 SUFFIXES = frozenset(
-    ".3g2 .3gp .apng .asf .avi .divx .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts "
-    ".mxf .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()  # not all can be read, but none is passed over
+    ".3g2 .3gp .3gpp .apng .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .insv .ivf .lrv .m1v .m2t .m2ts .m2v "
+    ".m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpeg4 .mpg .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb .ts .vob "
+    ".webm .wmv .y4m".split()  # not all can be read, but none is passed over
 )
 NAMELESS = "has a name that is not UTF-8; rename it"
 SIDECARS = ("videos.csv", "videos.parquet")

@@ -1,9 +1,10 @@
 """A folder of folders of pictures: every folder that holds PNG, JPEG, BMP or WebP files is a video.
 
 Pictures go by name in natural order (2 before 10), ingest.frames_fps of them a second, into a lossless H.264 file. A
-video with a picture that is broken, too large, of more than 8 bits or of another size than its first is refused; no
-picture is left out or made up. The table `videos.csv` or `videos.parquet` of the source `folder` may stand in the root;
-its column `file` names the folder of a video. Without it: task = name of the folder above, or of the root.
+video with a picture that is broken, animated, too large, of more than 8 bits or of another size than its first is
+refused, and so is one whose names tell that pictures are missing or there twice; none is left out or made up. The table
+`videos.csv` or `videos.parquet` of the source `folder` may stand in the root; its column `file` names the folder of a
+video. Without it: task = name of the folder above, or of the root.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,32 @@ def find_folders(root: Path, shown: str = "", refused: list[Refused] | None = No
     return dict(sorted(found.items()))
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise MediaError where names of pictures in order say that one is there twice or that some between are missing.
+
+    The latter is told by the one number in which all names differ: no step of it may reach 1.5 times another (the
+    numbers may be times that jitter). Names of any other kind say nothing.
+    """
+    stems = [Path(name).stem for name in names]
+    for stem, count in Counter(stems).items():
+        if count > 1:
+            both = " and ".join([name for name in names if Path(name).stem == stem][:2])
+            raise MediaError(f"holds one picture twice by its name: {both}; keep one kind")
+    parts = [re.split(r"(\d+)", stem) for stem in stems]
+    if len({len(each) for each in parts}) > 1:
+        return
+    columns = [column for column in zip(*parts, strict=True) if len(set(column)) > 1]
+    if len(columns) != 1 or not all(map(str.isdecimal, columns[0])):
+        return
+    steps = np.diff(np.array([int(each) for each in columns[0]], dtype=object))
+    at, least = int(steps.argmax()), steps.min()
+    if steps[at] >= 1.5 * least:
+        jump = f"{names[at]} to {names[at + 1]}"
+        raise MediaError(
+            f"lacks pictures: its numbers go from {jump}, elsewhere in steps of {least}; number them evenly"
+        )
+
+
 def pictures(job: FramesJob) -> Iterator[np.ndarray]:
     """The pictures of a video, one in memory at a time; MediaError naming the one that cannot be used."""
     start, shape = time.process_time(), None
@@ -108,11 +136,12 @@ def make_video(job: FramesJob) -> dict[str, Any]:
     try:
         if len(job.names) < job.config.min_frames:
             raise MediaError(f"holds {len(job.names)} pictures, ingest.min_frames is {job.config.min_frames}")
+        check_names(job.names)
         with atomic_file(file) as temporary:
             write_video(temporary, pictures(job), job.config.frames_fps, lossless=True)
     except (MediaError, MemoryError) as error:  # a full disk is not the pictures' fault
         return {"items": [asdict(Refused(job.path, why(error)))]}
-    info = probe(file)
+    info = probe(file, max_side=job.config.max_side)
     if info.frames != len(job.names):
         raise ValueError(f"{file}: expected {len(job.names)} frames, wrote {info.frames}")
     given = {name: getattr(job, name) for name in ("id", *COLUMNS)}

@@ -94,6 +94,11 @@ def read_track(file: Path, episode: Episode, tasks: Mapping[int, str]) -> tuple[
                 "instruction": pl.Series(texts, dtype=pl.String),
             }
         )
+        for name in ("action", "state"):
+            finite = track[name].list.eval(pl.element().is_finite().fill_null(False)).list.all()
+            if not finite.all():
+                frame = finite.arg_min()
+                raise MediaError(f"cannot be used: {episode.data} holds no finite {name} (nan, null) in frame {frame}")
         return track, table["timestamp"].cast(pl.Float64).to_numpy() if "timestamp" in known else None
     except TABLE_ERRORS as error:
         text = why(error) if isinstance(error, OSError | MemoryError) else str(error).splitlines()[0]

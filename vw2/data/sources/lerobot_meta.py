@@ -17,7 +17,7 @@ import polars as pl
 
 from vw2.console import UserError
 from vw2.data.manifest import tidy
-from vw2.data.sources.base import SPLITS, IngestConfig, refuse_pickles
+from vw2.data.sources.base import SECONDARY, SPLITS, IngestConfig, refuse_pickles
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO = "meta/info.json"
@@ -62,6 +62,17 @@ def fill(template: Any, values: Mapping[str, int | str], where: str) -> str:
     return path.as_posix()
 
 
+def is_depth(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature says that its video is a depth map (LeRobot; the key of its facts has changed its name)."""
+    facts = [feature.get(key) or {} for key in ("info", "video_info")]
+    return any(each.get(key) is True for each in facts for key in ("video.is_depth_map", "is_depth_map"))
+
+
+def rank(camera: str) -> tuple[bool, str]:
+    """Sort key of the cameras: those on the hand after the others, then by name."""
+    return any(word in camera.rpartition(".")[2].lower() for word in SECONDARY), camera
+
+
 def read_info(config: IngestConfig, root: Path) -> tuple[dict[str, Any], str]:
     """meta/info.json and the camera to take; UserError if it is missing, broken or of another version."""
     place = f"{config.path}/{INFO}"
@@ -71,25 +82,24 @@ def read_info(config: IngestConfig, root: Path) -> tuple[dict[str, Any], str]:
     try:
         info = json.loads((root / INFO).read_text(encoding="utf-8"))
         version = info.get("codebase_version")
-        features = {name: feature.get("dtype") for name, feature in info.get("features", {}).items()}
+        videos = {name: each for name, each in info.get("features", {}).items() if each.get("dtype") == "video"}
+        colour = [name for name, each in videos.items() if not is_depth(each)]
     except (ValueError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{place} cannot be read as LeRobot writes it ({error}); mend it") from error
     if version not in VERSIONS:
         wanted = ", ".join(VERSIONS)
         raise UserError(f"{place}: expected codebase_version {wanted}, got {version!r}; convert it with LeRobot")
-    cameras = sorted(name for name, kind in features.items() if kind == "video")
-    if not cameras:
+    if not videos:
         raise UserError(
             f"{place} names no feature of dtype video; pictures inside the tables are not read, convert them"
         )
-    if config.camera and config.camera not in cameras:
-        raise UserError(
-            f"ingest.camera: expected one of {', '.join(cameras)}, got {config.camera}; change ingest.camera"
-        )
+    if config.camera not in videos and (config.camera or not colour):
+        got = config.camera or "null with depth maps alone"
+        raise UserError(f"ingest.camera: expected one of {', '.join(sorted(videos))}, got {got}; change ingest.camera")
     chunk = info.setdefault("chunks_size", 1000)
     if not isinstance(chunk, int) or chunk < 1:
         raise UserError(f"{place}: expected chunks_size to be a whole number from 1 on, got {chunk!r}; mend it")
-    return info, config.camera or cameras[0]
+    return info, config.camera or min(colour, key=rank)
 
 
 def read_lines(root: Path, name: str) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import re
+import stat
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -222,18 +223,21 @@ def _look_up(config: IngestConfig, root: Path, work: Path) -> Iterator[tuple[str
         here = f"{Path(config.path).as_posix()}/{inside}".removesuffix("/.")
         yield from _missing(shards, here)
         for shard in shards:
-            match, path, stat = SHARD.fullmatch(shard), folder / shard, (folder / shard).stat()
+            match, path = SHARD.fullmatch(shard), folder / shard
             id_ = _make_id(f"{inside}/{shard}".removeprefix("./"))
             id_ = id_ if id_ not in taken else f"{id_}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
             taken.add(id_)
             split, episodes = SPLITS.get(match["split"] or ""), 0
             try:
+                found = path.stat()
+                if not stat.S_ISREG(found.st_mode):
+                    raise OSError("it is a pipe or device, not a file")
                 for record in index_records(path):
                     facts = Facts(
                         f"{id_}_{record.number:05d}", "rlds", split, "unknown", data.name, "", config.licence, data.fps
                     )
                     job = RldsJob(str(path), f"{here}/{shard}#{record.number}", record, data.kinds, facts, limits, work)
-                    state = f"{job}{stat.st_size}{stat.st_mtime_ns}"
+                    state = f"{job}{found.st_size}{found.st_mtime_ns}"
                     yield hashlib.sha256(state.encode()).hexdigest()[:32], job
                     episodes += 1
             except RecordError as error:

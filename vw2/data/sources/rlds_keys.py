@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from vw2.data.sources.base import SECONDARY
 from vw2.data.tfrecord import RecordError, values
 
 IMAGE, NUMBERS, WORDS = "image", "numbers", "words"  # kinds of features
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 RGB_PNG = ((8, 2), (8, 3), (8, 6))  # bit depth and colour type: colour, palette, colour with transparency
-SECONDARY = ("wrist", "hand", "gripper", "depth", "mask", "segment")  # cameras and maps taken only if there is no other
 MAIN = ("image", "rgb", "rgb_static", "image_0", "image_primary")  # names preferred among the other cameras
 STATES = (
     ("observation/state",),
