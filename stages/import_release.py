@@ -45,7 +45,12 @@ from vw2.scratch import atomic_dir
 
 # the LDM of presets/release.yaml
 RELEASE = LDMConfig(
-    parts="causal", size=(240, 416), reconstruction_loss="l1_vgg", pixel_motion_weight=0.0, drawn_share=0.0
+    parts="causal",
+    size=(240, 416),
+    shrink="bilinear",
+    reconstruction_loss="l1_vgg",
+    pixel_motion_weight=0.0,
+    drawn_share=0.0,
 )
 
 
