@@ -90,8 +90,8 @@ def main(
     folder = scratch_dir("pretrain_ldm", fingerprint(chosen, [], []))
     workers = worker_count(values["runtime"])
     begin = config.rounds - 1 if one_more else 0
-    if begin:
-        take_up(folder, OUT, config)
+    if one_more:
+        take_up(folder, OUT, config, ldm_config)
 
     def clips(number: int) -> ClipStore:
         """Those of a round; 64 clips before them are held out."""

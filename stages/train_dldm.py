@@ -1,7 +1,7 @@
 """Train the dLDM jointly: codes learn from the denoising loss of the pretrained VDM (VideoWorld 2, sec. 3 and 5.5).
 
-In:  data/clips, data/truth.parquet, data/warmup, data/prior; params groups seed, compute, prior, dldm, train_dldm,
-     gates.
+In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup, data/prior; params groups seed, compute,
+     prior, dldm, train_dldm, gates.
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
      plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance),
      plots/train_dldm_codes.png (entropy by step and by digit).
@@ -26,7 +26,6 @@ from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
-from vw2.evaluation.codes import changed_fraction
 from vw2.evaluation.health import code_health, write_health
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
@@ -121,13 +120,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         work = train(accelerator, dldm, vae, walks, config, seed, folder)
         renderer.eval()
         joint = judge.encode_rows(dldm.ldm, store, judged)
-        videos = store.index[judged]["video"].to_list()
-        figures = judge.code_figures(joint, levels, videos)
-        figures["codes.changed_fraction"] = changed_fraction(warm, joint, videos, seed).as_dict()
+        figures = judge.code_changes(warm, joint, store, judged, truth, about, seed, levels)
         figures |= {f"train.{key}": work.averages[f"train/{key}"] for key in ("denoise", "recon")}
-        for name, codes in (("warmup", warm), ("joint", joint)):
-            found = judge.probe_figures(codes, store, judged, truth, about, seed, levels)
-            figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
         still = judge.pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
         figures |= judge.judge_denoising(dldm, vae, store, still, seed)

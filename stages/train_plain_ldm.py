@@ -1,7 +1,7 @@
 """Train the plain LDM (VideoWorld): the warm LDM goes on by reconstruction alone, as many clips as the joint stage.
 
-In:  data/clips, data/truth.parquet, data/warmup; params groups seed, compute, dldm, train_plain_ldm
-     (and train_dldm.sources: it stands beside the dLDM and sees the same clips).
+In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup; params groups seed, compute, dldm,
+     train_plain_ldm (and train_dldm.sources: it stands beside the dLDM and sees the same clips).
 Out: data/plain_ldm/dldm/{ldm.safetensors,config.json}, metrics/plain_ldm/train_dldm.json (the keys of train_dldm, drawn
      by the coarse decoder), plots/plain_ldm/train_dldm, plots/plain_ldm/train_dldm.png.
 Run it with all that follows from it by `make plain-ldm`. Time: as long as the joint stage.
@@ -20,7 +20,6 @@ from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
-from vw2.evaluation.codes import changed_fraction
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm_files import load_ldm, save_ldm
@@ -30,7 +29,7 @@ from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
-from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips, probe_figures
+from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips
 from vw2.training.run import OptimConfig
 
 CLIPS = Path("data/clips")
@@ -75,13 +74,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         work = train(accelerator, ldm, walks, config, seed + 1, folder, "train the plain LDM")
         ldm.eval()
         codes = encode_rows(ldm, store, judged)
-        videos = store.index[judged]["video"].to_list()
-        figures = code_figures(codes, levels, videos)
-        figures["codes.changed_fraction"] = changed_fraction(warm, codes, videos, seed).as_dict()
+        figures = code_changes(warm, codes, store, judged, truth, about, seed, levels)
         figures["train.recon"] = work.averages["train/recon"]
-        for name, each in (("warmup", warm), ("joint", codes)):
-            found = probe_figures(each, store, judged, truth, about, seed, levels)
-            figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
         still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge_coarse(ldm, store, still, seed)
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)

@@ -1,6 +1,7 @@
 """Warm up the LDM: encoder, prefix queries, quantiser and coarse decoder, by reconstruction (VideoWorld 2, sec. 3).
 
-In:  data/clips (split train of the sources); params groups seed, compute, dldm (its ldm part), warmup_dldm, gates.
+In:  data/clips (split train of the sources), data/pretrained; params groups seed, compute, dldm (its ldm part),
+     pretrain_ldm (what the pretrained weights must have been made with), warmup_dldm, gates.
 Out: data/warmup/{ldm.safetensors,config.json}, metrics/warmup_dldm.json, plots/warmup_dldm (TSV per series),
      plots/warmup_dldm.png (real, coarse), plots/warmup_dldm_codes.png (entropy by step and by digit).
 Time and memory at the committed sizes: 13 minutes on two cores, 2 GiB. Headline: codes.entropy_bits well above half of

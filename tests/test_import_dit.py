@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
@@ -139,6 +139,8 @@ def test_a_dldm_begins_with_both(tmp_path, options, checkpoint):
     dldm = begin_joint(config, tmp_path / "data" / "warmup", tmp_path).dldm
     vdm, branch = networks(0)
     assert same(dldm.vdm.state_dict(), vdm.state_dict()) and same(dldm.control.state_dict(), branch.state_dict())
+    with pytest.raises(UserError, match="dldm.control.blocks must lie in 1..3"):
+        begin_joint(replace(config, control=replace(control, blocks=9)), tmp_path / "data" / "warmup", tmp_path)
 
 
 def test_one_sentence_for_all_that_does_not_fit(tmp_path, options, checkpoint):

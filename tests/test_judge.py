@@ -37,3 +37,5 @@ def test_probes_read_the_truth_of_the_source_frame_that_is_shown(source_fps):
     assert found["action"]["value"] == 1.0 and found["action"]["n"] == VIDEOS
     assert found["action_chance"]["value"] < 0.75 and found["action_chance"]["n"] == VIDEOS
     assert found["appearance"]["value"] < 0.75
+    few = slice(0, CLIPS)  # of one video: nothing to be told apart from others
+    assert probe_figures(np.array(codes)[few], store, list(range(CLIPS)), truth, manifest, 0, (2,)) == {}

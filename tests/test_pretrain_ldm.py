@@ -44,7 +44,7 @@ def test_one_more_round_is_the_last_of_all(folder):
     main(params(folder, 2), one_more=True)
     assert {name: (OUT / name).read_bytes() for name in whole} == whole
 
-    with pytest.raises(UserError, match="made with pretrain_ldm.rounds 2, params.yaml says 1"):
+    with pytest.raises(UserError, match="expected pretrain_ldm.rounds 3, as .* is of one less, got 2"):
         main(params(folder, 2), one_more=True)
     assert (OUT / WEIGHTS).read_bytes() == whole[WEIGHTS]
 

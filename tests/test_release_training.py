@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_models import LATENT, STEPS, clip, draw, tiny_batch, tiny_config, tiny_dldm, tiny_ldm
 
+from vw2.models.control import ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.denoiser import NoiseConfig, denoising_loss, draw_noise_time, release_weight
 from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, noised, sample
@@ -159,6 +160,7 @@ def test_without_guidance_nothing_is_drawn_twice():
             {"guidance": 2.0, "sampling_order": "frames", "frame_times": "independent"},
             "goes with dldm.sampling_order clip, got 2.0",
         ),
+        ({"target_jitter": 1.0}, "target_jitter goes with dldm.control.sees grey"),
     ],
 )
 def test_wrong_settings_end_in_a_sentence(changes, sentence):
@@ -169,7 +171,7 @@ def test_wrong_settings_end_in_a_sentence(changes, sentence):
 def test_the_vdm_alone_sees_other_colours():
     logs = []
     for strength in (0.0, 1.0):
-        dldm, prior = tiny_dldm(target_jitter=strength)
+        dldm, prior = tiny_dldm(target_jitter=strength, control=ControlConfig(blocks=1, sees="grey"))
         seen, encode = [], prior.vae.encode
         prior.vae.encode = lambda video, to=encode, seen=seen: (seen.append(video), to(video))[1]
         batch = tiny_batch(prior)
@@ -180,6 +182,16 @@ def test_the_vdm_alone_sees_other_colours():
     assert torch.equal(jittered["first"], jittered["video"][:, :, :1]) and torch.equal(
         plain["coarse"], jittered["coarse"]
     )
+
+
+@torch.no_grad()
+def test_nothing_is_encoded_for_nobody():
+    for control, start_level, encoded in ((1, 1.0, 2), (1, 0.5, 3), (0, 1.0, 1)):
+        dldm, prior = tiny_dldm(control=ControlConfig(blocks=control, sees="grey"), sampling_start=start_level)
+        calls, encode = [], prior.vae.encode
+        prior.vae.encode = lambda video, to=encode, calls=calls: (calls.append(1), to(video))[1]
+        dldm.render(prior.vae, clip(frames=1), *start())
+        assert len(calls) == encoded, (control, start_level)
 
 
 @torch.no_grad()

@@ -56,7 +56,8 @@ def render_figures(
     """
     numbers = np.arange(len(real))
     own = draw(numbers, codes)
-    other = draw(numbers, codes[other_video(videos)])
+    several = len(set(videos)) > 1
+    other = draw(numbers, codes[other_video(videos)]) if several else own
     if not any(moving_error(clip, clip)[1] for clip in real):
         return {}, own, other
     copies = [np.repeat(clip[:1], len(clip), 0) for clip in real]
@@ -64,6 +65,6 @@ def render_figures(
         f"{prefix}.psnr": pooled_psnr(own, real, videos, seed).as_dict(),
         f"{prefix}.psnr_copy": pooled_psnr(copies, real, videos, seed).as_dict(),
     }
-    if len(set(videos)) > 1:
+    if several:
         figures[f"{prefix}.psnr_other_codes"] = pooled_psnr(other, real, videos, seed).as_dict()
     return figures, own, other

@@ -40,7 +40,10 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRende
     """
     prior = load_backend(config.backend, prior_folder)
     start_vdm(prior, config.vdm)
-    dldm = DLDM(config, prior)
+    try:
+        dldm = DLDM(config, prior)
+    except ValueError as error:  # settings that this VDM does not allow
+        raise UserError(str(error)) from error
     check_same_codes(read_ldm_config(warm), config, warm)
     if left := take_over(dldm.ldm, warm / "ldm.safetensors"):
         raise UserError(

@@ -73,6 +73,11 @@ def grey(vae, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> T
     return vae.encode((2 * light - 1)[:, None].expand_as(coarse))
 
 
+def blind(vae, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
+    """Where there is no branch nothing is encoded for it."""
+    return known
+
+
 # What the branch sees: (VAE, coarse video (B, 3, T, H, W) in [-1, 1], latents of its first frame (B, C, 1, h, w), and
 # its own where they are at hand) -> hint (B, C, L, h, w).
 SEES = {"change": change, "grey": grey}
@@ -140,19 +145,14 @@ class ControlBranch(nn.Module):
         """`vdm`: any back end of the VDM port, with the blocks that `config` names."""
         super().__init__()
         config.check(len(vdm.blocks))
-        if config.own_time and not hasattr(vdm, "time_embed"):
-            raise ValueError(
-                f"dldm.control.own_time true needs a VDM that lets it be replaced, got {type(vdm).__name__}; "
-                "set it to false"
-            )
         self.weight = config.weight
         # copies look at the same layout of frames as the VDM's blocks
         own = lambda part: copy.deepcopy(part, {id(vdm.layout): vdm.layout})  # noqa: E731
         self.patch_embed = own(vdm.patch_embed)
         self.time_embed = own(vdm.time_embed) if config.own_time else None
         # The release's branch has a last layer too, which is never run: kept so that its files go there and back whole.
-        last = vdm.last() if config.own_time and hasattr(vdm, "last") else None
-        self.last = last and nn.ModuleDict({name: own(part) for name, part in last.items()}).requires_grad_(False)
+        last = vdm.last() if config.own_time else {}
+        self.last = nn.ModuleDict({name: own(part) for name, part in last.items()}).requires_grad_(False)
         self.blocks = nn.ModuleDict({str(i): own(vdm.blocks[i]) for i in config.numbers})
         self.hint = HINTS[config.hint](vdm, config)
         self.zero = nn.ModuleDict({number: zero(nn.Linear(vdm.width, vdm.width)) for number in self.blocks})
@@ -162,7 +162,7 @@ class ControlBranch(nn.Module):
         self.patch_embed.load_state_dict(vdm.patch_embed.state_dict())
         if self.time_embed is not None:
             self.time_embed.load_state_dict(vdm.time_embed.state_dict())
-        for name, mine in (self.last or {}).items():
+        for name, mine in self.last.items():
             mine.load_state_dict(vdm.last()[name].state_dict())
         for number, block in self.blocks.items():
             block.load_state_dict(vdm.blocks[int(number)].state_dict())

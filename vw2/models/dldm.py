@@ -23,7 +23,7 @@ from vw2.media.colours import jitter
 from vw2.models.adapt import AdaptConfig, adapt_vdm
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
-from vw2.models.control import SEES, ControlBranch, ControlConfig
+from vw2.models.control import SEES, ControlBranch, ControlConfig, blind
 from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, Levels, LevelWeight, guided
 from vw2.models.drawing import Drawing
 from vw2.models.flow import (
@@ -41,7 +41,7 @@ from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.port import VideoPrior
 from vw2.models.projection import Projection, ProjectionConfig
 from vw2.models.ranges import at_least
-from vw2.models.timeline import STRIDE, Window, fill, windows
+from vw2.models.timeline import STRIDE, Window, draw_window, fill, windows
 
 
 def stop_both(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +117,11 @@ class DLDMConfig(LDMConfig):
                 "dldm.backend.tokens goes with dldm.self_attention and dldm.cross_attention full, "
                 f"got {self.self_attention} and {self.cross_attention}; change these or set it to 0"
             )
+        if self.target_jitter and self.control.blocks and self.control.sees == "change":
+            raise ValueError(
+                "dldm.target_jitter goes with dldm.control.sees grey, as change would compare true colours with "
+                f"others, got {self.target_jitter} and change; set it to 0 or see grey"
+            )
         if self.window <= STRIDE or self.window % STRIDE != 1:
             raise ValueError(f"dldm.window must be 1 + {STRIDE}m frames, at least {1 + STRIDE}, got {self.window}")
 
@@ -148,8 +153,7 @@ class JointBatch:
 class DLDM(nn.Module):
     """LDM + projection + control branch + VDM; the VAE stays outside.
 
-    The VDM is the prior's own, adapted in place (vw2.models.adapt); blocks of the control branch are copies of it as it
-    was before.
+    The VDM is the prior's own, adapted in place (vw2.models.adapt); the control branch copies blocks as they were.
     """
 
     def __init__(self, config: DLDMConfig, prior: VideoPrior):
@@ -166,7 +170,8 @@ class DLDM(nn.Module):
         self.ldm.decoder.requires_grad_(config.reconstruction != "off")
         if self.ldm.connector is not None:  # the codes' way to it leads through the decoder: the VDM teaches it
             self.ldm.decoder.from_digits.requires_grad_(True)
-        self.reach, self.sees = REACH[config.reconstruction], SEES[config.control.sees]
+        self.reach = REACH[config.reconstruction]
+        self.sees = SEES[config.control.sees] if config.control.blocks else blind
         self.stride = config.stride or STRIDE
 
     def own_projection(self, context: int) -> Projection | None:
@@ -245,7 +250,7 @@ class DLDM(nn.Module):
         codes, index = self.ldm.quantise(self.ldm.features(small))
         drawing = self.draw(frame, codes)
         recon = self.ldm.loss(drawing.over(frame), small)
-        window = pick(self.windows(codes.shape[1]), rng)
+        window = draw_window(self.windows(codes.shape[1]), rng)
         with torch.no_grad():
             target, begin = jitter((batch.video, batch.first), self.config.target_jitter, rng)
             clean = vae.encode(fill(target[:, :, window.frames]))
@@ -282,18 +287,14 @@ class DLDM(nn.Module):
     def render_window(self, vae, frame: Tensor, codes: Tensor, coarse: Tensor, noise: Tensor) -> Tensor:
         """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`."""
         first, whole, config = vae.encode(frame), fill(coarse), self.config
-        start = vae.encode(whole)
+        start = vae.encode(whole) if config.sampling_start < 1 else None  # from noise alone nobody looks at it
         hint = self.sees(vae, whole, first, start)
         untold = torch.ones(len(first), dtype=torch.bool, device=first.device)
         flow = lambda who: lambda x, t, frames: self.velocity(x, t, first, codes, hint[:, :, frames], who)  # noqa: E731
         velocity = guided(flow(None), flow(untold), config.guidance)  # both see first frame and coarse video (release)
-        latents = add_noise(start, noise, start.new_full((len(start),), config.sampling_start))
+        level = noise.new_full((len(noise),), config.sampling_start)
+        latents = noise if start is None else add_noise(start, noise, level)
         schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
         draw, solver = SAMPLERS[config.sampling_order], SOLVERS[config.sampling_solver]
         video = vae.decode(draw(velocity, latents, first, *schedule, self.vdm.layout, solver))
         return video[:, :, : coarse.shape[2]]
-
-
-def pick(parts: list[Window], rng: torch.Generator) -> Window:
-    """One window at random; nothing is drawn where there is but one."""
-    return parts[0] if len(parts) == 1 else parts[int(torch.randint(len(parts), (), generator=rng))]

@@ -44,6 +44,13 @@ class VDM(Protocol):
         """The transformer blocks, in order."""
 
     @property
+    def time_embed(self) -> nn.Module:
+        """The embedding of times."""
+
+    def last(self) -> dict[str, nn.Module]:
+        """Layers behind the blocks that the authors' control branch holds too, by name."""
+
+    @property
     def patch_embed(self) -> nn.Module:
         """What turns latents into tokens."""
 

@@ -84,3 +84,8 @@ def windows(steps: int, most: int, stride: int) -> list[Window]:
     count = math.ceil(steps / ((most - 1) // stride))
     edges = [math.ceil(steps * i / count) for i in range(count + 1)]
     return [Window(*edges[i : i + 2], i, stride) for i in range(count)]
+
+
+def draw_window(parts: list[Window], rng: torch.Generator) -> Window:
+    """One window at random; nothing is drawn where there is but one."""
+    return parts[0] if len(parts) == 1 else parts[int(torch.randint(len(parts), (), generator=rng))]

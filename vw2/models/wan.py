@@ -127,6 +127,10 @@ class WanVDM(nn.Module):
         """The embedding of times; in Wan the same module takes the context to the blocks' width."""
         return self.transformer.condition_embedder
 
+    def last(self) -> dict[str, nn.Module]:
+        """None: the authors have no control branch for Wan."""
+        return {}
+
     def inputs(
         self, noisy: Tensor, time: Tensor, first: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:

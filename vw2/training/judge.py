@@ -9,7 +9,7 @@ import torch
 from vw2.console import say, track
 from vw2.data.frame_rate import source_index
 from vw2.data.shards import ClipStore
-from vw2.evaluation.codes import code_report, digit_features, linear_probe
+from vw2.evaluation.codes import changed_fraction, code_report, digit_features, linear_probe
 from vw2.evaluation.health import code_health, motion_share
 from vw2.evaluation.intervals import bootstrap_mean, bootstrap_ratio
 from vw2.evaluation.rendering import other_video, render_figures
@@ -150,6 +150,22 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
     return {key: figure.as_dict() for key, figure in figures.items()}
 
 
+def code_changes(warm, joint, store: ClipStore, rows: list[int], truth, manifest, seed: int, levels) -> dict[str, dict]:
+    """What a training did to the codes of the chosen clips.
+
+    Args: warm, joint: (clips, K, N) codes before and after; the others as in `probe_figures`.
+    Returns: `code_figures` of those after, codes.changed_fraction, and probes before (probe.warmup.*) and after
+        (probe.joint.*).
+    """
+    videos = store.index[rows]["video"].to_list()
+    figures = code_figures(joint, levels, videos)
+    figures["codes.changed_fraction"] = changed_fraction(warm, joint, videos, seed).as_dict()
+    for name, codes in (("warmup", warm), ("joint", joint)):
+        found = probe_figures(codes, store, rows, truth, manifest, seed, levels)
+        figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
+    return figures
+
+
 def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
     """Video id -> what its table looks like: the texture, second part of a craft environment (family-texture-...)."""
     pairs = manifest.select("id", "environment").drop_nulls().iter_rows()
@@ -177,7 +193,7 @@ def probe_figures(
                 labels.append(actions[video, frame])
                 appearance.append(looks.get(video, ""))
                 groups.append(video)
-    if not features:  # no clip of the craft world among them
+    if len(set(groups)) < 2 or len(set(labels)) < 2:  # no clip of the craft world, or nothing to tell apart
         return {}
     x = digit_features(np.stack(features), levels)
     action = linear_probe(x, np.array(labels), groups, seed)

@@ -4,6 +4,10 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vw2.console import UserError
+from vw2.models.ldm import LDMConfig
+from vw2.models.ldm_files import read_ldm_config
+from vw2.models.ranges import at_least
 from vw2.models.settings import read_json
 from vw2.provenance import check_record
 from vw2.scratch import atomic_dir
@@ -23,9 +27,7 @@ class PretrainLDMConfig:
     optim: OptimConfig  # of a round
 
     def __post_init__(self):
-        for key in ("rounds", "clips"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}; raise it")
+        at_least("pretrain_ldm", self, rounds=1, clips=1)
         if not 0 <= self.colours <= 1:
             raise ValueError(f"colours must be in [0, 1], got {self.colours}; change it")
 
@@ -34,13 +36,19 @@ class PretrainLDMConfig:
         return {key: value for key, value in asdict(self).items() if key != "use"} | {"rounds": rounds}
 
 
-def take_up(folder: Path, saved: Path, config: PretrainLDMConfig) -> None:
+def take_up(folder: Path, saved: Path, config: PretrainLDMConfig, ldm: LDMConfig) -> None:
     """Put the weights and the log in `saved`, which are of all rounds but the last, where this run looks for them.
 
     Raises: UserError if they are of another number of rounds, or were made with other parameters.
     """
-    done = config.rounds - 1
-    check_record(read_json(saved / RECORD), config.record(done), "pretrain_ldm", "leave --one-more out")
+    made, done, advice = read_json(saved / RECORD), config.rounds - 1, "leave --one-more out"
+    if made.get("rounds") != done:
+        raise UserError(
+            f"--one-more: expected pretrain_ldm.rounds {made.get('rounds', 0) + 1}, as {saved} is of one less, got "
+            f"{config.rounds}; change it, or {advice}"
+        )
+    check_record(made, config.record(done), "pretrain_ldm", advice)
+    check_record(asdict(read_ldm_config(saved)), asdict(ldm), "dldm", advice)
     if not (folder / f"round_{done - 1}").exists():
         with atomic_dir(folder / f"round_{done - 1}") as temporary:
             shutil.copytree(saved, temporary, dirs_exist_ok=True)
