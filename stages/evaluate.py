@@ -7,8 +7,8 @@ Out: metrics/evaluate.json (paper.step_1..7, blocks.*, quality.*, and the same b
      results.parquet (one row per judged video), plots/survival.csv, plots/evaluate.png.
      --variant plain_ldm: metrics/plain_ldm/evaluate.json, data/plain_ldm/evaluate, plots/plain_ldm/....
 Controls that need no model are made here: ground_truth (real videos, the ceiling) and copy_first_frame.
-Time and memory at the committed sizes: 2 minutes on two cores, 2 GiB. Headline: paper.step_7 near that of the control
-ground_truth_codes, far above shuffled_codes and copy_first_frame. Interrupted runs go on where they stopped.
+Time and memory at the committed sizes: 1 to 3 minutes on two cores, 2 GiB. Headline: paper.step_7 near that of the
+control ground_truth_codes, far above shuffled_codes and copy_first_frame. Interrupted runs go on where they stopped.
 Without labels (own videos) success is skipped (`skipped: 1`) and the pixels alone are compared.
 Tiny run: python -m stages.preset smoke && dvc repro evaluate
 """

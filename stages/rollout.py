@@ -7,7 +7,7 @@ Out: data/rollout/<name>/<video>_<sample>.mp4 for name vw2 (`rollout.samples` pe
      controls ground_truth_codes (isolates the AR transformer), shuffled_codes (its codes, steps permuted within the
      video) and random_codes; data/rollout/rollouts.parquet; plots/rollout.png.
 --image X.jpg --instruction "fold a paper boat": roll out from a picture of your own into rollouts/, nothing else.
-Time and memory at the committed sizes: 8 minutes on two cores, 3 GiB. Interrupted runs go on batch by batch.
+Time and memory at the committed sizes: 2 to 8 minutes on two cores, 3 GiB. Interrupted runs go on batch by batch.
 Tiny run: python -m stages.preset smoke && dvc repro rollout
 """
 

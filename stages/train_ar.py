@@ -6,7 +6,7 @@ In:  data/codes, data/manifest.parquet (instructions), data/clips (first frames)
 Out: data/ar/{ar.safetensors,config.json}, plots/train_ar (one TSV per series), metrics/train_ar.json: bits per code and
      accuracy on split test, the same with swapped instructions, and what a table of code frequencies foretells.
      --variant plain_ldm: data/plain_ldm/ar, plots/plain_ldm/train_ar, metrics/plain_ldm/train_ar.json.
-Time and memory at the committed sizes: 5 minutes on two cores, 2 GiB. Headline: test.bits well below
+Time and memory at the committed sizes: 4 to 8 minutes on two cores, 2 GiB. Headline: test.bits well below
 control.unigram_bits. Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro train_ar
 """

@@ -5,7 +5,7 @@ In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup, data/pr
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
      plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance),
      plots/train_dldm_codes.png (entropy by step and by digit).
-Time and memory at the committed sizes: 5 minutes on two cores, 3 GiB. Headline: render.psnr (moving pixels, unseen
+Time and memory at the committed sizes: 3 to 6 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
 appearance, nuisance 0) above render.psnr_other_codes and render.psnr_copy. A run that breaks a gate (dead or ignored
 codes, a coarse video that stands still) stops with one sentence and the pictures. Interrupted runs go on where they
 stopped.
