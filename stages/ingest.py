@@ -50,7 +50,8 @@ PLOT = Path("plots/ingest.png")
 CHART = Path("plots/ingest_shares.png")
 ROOT = Path(__file__).parents[1]
 ROWS = 2**17  # of a row group, fixed so that the same rows give the same bytes
-SHEET_ROWS, SHEET_FRAMES = 24, 2000  # most tasks on the contact sheet; frames of a video looked at for it
+SHEET_ROWS, SHEET_FRAMES = 24, 2000  # most tasks on the contact sheet; frames of a video decoded for it
+SHEET_LOOKS = 100  # so many of those, up to twice as many, are made RGB; all where there are fewer
 
 
 def sort_out(items: Iterable[Entry | Refused]) -> tuple[list[Entry], list[Refused]]:
@@ -98,7 +99,8 @@ def draw(frame: pl.DataFrame) -> None:
     for row in shown.iter_rows(named=True):
         path, limit = manifest.locate(row["path"]), max(MAX_SIDE, row["width"], row["height"])
         timed = read_span(path, row["start"], row["stop"], row["fps"], max_side=limit)
-        pictures = (picture for _, picture in islice(timed, SHEET_FRAMES))
+        every = max(1, min(row["frames"], SHEET_FRAMES) // SHEET_LOOKS)
+        pictures = (picture.rgb() for _, picture in islice(timed, 0, SHEET_FRAMES, every))
         rows.append((f"{row['task']} ({row['id']})", thumbnails(pictures, 9)))
     write_sheet(PLOT, rows)
 

@@ -16,8 +16,7 @@ from vw2.data import manifest
 from vw2.data.manifest import Entry, Refused, content_hash
 from vw2.data.numpy_files import DataError, parse_array, plain, read_array, read_npz, read_objects
 from vw2.data.sources import calvin
-from vw2.data.sources.base import IngestConfig
-from vw2.data.sources.episodes import TRACKS
+from vw2.data.sources.base import TRACKS, IngestConfig
 from vw2.media.decode import read_frames
 
 REAL = Path(__file__).parents[2] / "shared" / "realvideo" / "calvin" / "sim_task_D_D"
@@ -180,7 +179,7 @@ def test_broken_frames_refuse_their_windows_only(data, tmp_path):
         18: "uint8 (48, 96): episode_0000018.npz",
         20: "without rel_actions: episode_0000020.npz",
         22: "episode_0000022.npz holds pickled Python objects",
-        26: "holds no finite action (nan or infinity) in frame 1",
+        26: "holds no finite action (nan, infinity, null) in frame 1",
         24: "rel_actions is float64 (8,): episode_0000025.npz",
     }
     for number, words in expected.items():

@@ -6,10 +6,12 @@ import av
 import numpy as np
 import pytest
 from numbered import noisy_frame, numbered_frame, read_number, write_raw
-from odd_videos import remux
+from odd_videos import good, poke, remux
+from PIL import Image
 
 from vw2.data.clips import resample
-from vw2.media.decode import MediaError, read_frames, read_pictures, scan
+from vw2.media.boxes import edits
+from vw2.media.decode import MediaError, read_frames, read_image, read_pictures, scan
 from vw2.media.timing import frame_rate, judged, longest_gap
 
 # ---------------------------------------------------------------- files cut short
@@ -89,6 +91,79 @@ def test_a_wrong_checksum_is_refused(tmp_path, name, codec, pixels, options):
         scan(path)
 
 
+def box(kind, content, size=None):
+    return struct.pack(">I", len(content) + 8 if size is None else size) + kind + content
+
+
+@pytest.mark.parametrize("beyond", ["moov", "trak", "edts", "elst"])
+def test_boxes_that_reach_beyond_the_file_are_read_up_to_its_end(tmp_path, beyond):
+    entries = b"\0\0\0\0" + struct.pack(">IIii", 1, 500, 7, 1 << 16)
+    sizes = {kind: 10**6 if kind == beyond else None for kind in ("moov", "trak", "edts", "elst")}
+    edit = box(b"edts", box(b"elst", entries, sizes["elst"]), sizes["edts"])
+    track = box(b"trak", box(b"tkhd", bytes(12) + struct.pack(">I", 5) + bytes(68)) + edit, sizes["trak"])
+    path = tmp_path / "a.mp4"
+    path.write_bytes(box(b"free", b"") + box(b"moov", track, sizes["moov"]))
+    assert edits(path, 5) == [(7, 1.0)] and edits(path, 6) == []
+
+
+def test_an_edit_list_without_room_for_its_head_has_no_entries(tmp_path):
+    path = tmp_path / "a.mp4"
+    track = box(b"trak", box(b"tkhd", bytes(12) + struct.pack(">I", 5)) + box(b"edts", box(b"elst", b"")))
+    path.write_bytes(box(b"moov", track) + box(b"free", b"\0\0\0\1" * 40))
+    assert edits(path, 5) == []
+
+
+def test_damaged_boxes_are_no_traceback(tmp_path):
+    data = good(tmp_path / "a.mp4")  # its moov comes last
+    for kind in (b"moov", b"trak", b"edts"):
+        path = tmp_path / "b.mp4"
+        path.write_bytes(data)
+        poke(path, kind, -8, struct.pack(">I", 10**6))
+        try:
+            assert scan(path).frames == 40
+        except MediaError:
+            pass
+
+
+def test_an_index_with_a_picture_larger_than_the_file_is_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    good(path, codec="mpeg4")
+    poke(path, b"stsz", 12 + 4 * 20, b"\xf0")  # of picture 20
+    with pytest.raises(MediaError, match="lacks frames: 20 came out, up to one that would be larger than the file"):
+        scan(path)
+
+
+def test_a_gif_whose_blocks_break_off_is_refused(tmp_path):
+    path = tmp_path / "a.gif"
+    pictures = [Image.fromarray(numbered_frame(number)) for number in range(6)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=50)
+    data, block = path.read_bytes(), b"\x21\xf9\x04"
+    at = data.index(block, data.index(block) + 1)  # before the second picture
+    assert data.endswith(b"\0\x3b") and scan(path).frames == 6
+    for harmless in (data[:-1], data[:-1] + bytes(9), data + b"more"):
+        path.write_bytes(harmless)
+        assert scan(path).frames == 6
+    for bad in (
+        data[:at] + b"\xa1" + data[at + 1 :],
+        data[: at - 1] + b"\xff" + data[at:],
+        data[:at] + b"\0" + data[at:],
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(MediaError, match="breaks after"):
+            scan(path)
+
+
+@pytest.mark.parametrize("error", [IndexError, TypeError, EOFError, RuntimeError, MemoryError])
+def test_a_picture_whose_reader_fails_in_any_way_is_refused(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error("in a damaged GIF, TIFF or AVIF")
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError if error is MemoryError else MediaError, match="in a damaged GIF, TIFF or AVIF"):
+        read_image(tmp_path / "a.png")
+
+
 # ---------------------------------------------------------------- times
 
 
@@ -145,6 +220,13 @@ def test_a_declared_rate_must_fit_the_time_that_the_frames_take():
     assert frame_rate(times, [1000.0, 30.0]) == (30.0, False)
     assert frame_rate(times, [1000.0]) == (pytest.approx(99 / times[-1]), False)
     assert frame_rate([0.0, None, None], [25.0]) == (25.0, False)
+
+
+def test_lone_strays_do_not_stretch_the_time_that_the_frames_take():
+    for first in (0, 7):
+        times = [i / 25 + (60 if i % 15 == first else 0) for i in range(100)]
+        assert frame_rate(times, [25.0]) == (25.0, False) and frame_rate(times, []) == (pytest.approx(25), False)
+    assert frame_rate(times * 2, [25.0]) == (25.0, False)  # and with a set-back
 
 
 # ---------------------------------------------------------------- mirrors

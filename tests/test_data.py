@@ -16,7 +16,7 @@ from vw2.console import UserError
 from vw2.data import manifest
 from vw2.data.clips import clip_count, valid_frames
 from vw2.data.manifest import Entry
-from vw2.data.pool import Failure, run_jobs, run_resumable, worker_count
+from vw2.data.pool import Failure, _serve, run_jobs, run_resumable, worker_count
 from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore, plan_shards, write_shards
 
@@ -108,6 +108,18 @@ def test_pool_answers_hangs_crashes_and_raises():
     assert list(run_jobs(fake_world.odd_jobs, {})) == []
 
 
+@pytest.mark.parametrize("error", [EOFError, BrokenPipeError, ConnectionResetError])
+def test_a_worker_whose_parent_died_ends_in_silence(error):
+    class Pipe:
+        def send(self, _):
+            pass
+
+        def recv(self):
+            raise error
+
+    _serve(Pipe(), fake_world.odd_jobs, None)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit needs /proc")
 def test_pool_bounds_memory():
     assert list(run_jobs(fake_world.odd_jobs, {"a": "memory"}, memory_gib=0.5)) == [("a", "no memory")]
@@ -122,9 +134,13 @@ def test_pool_remembers(tmp_path):
 
 def test_worker_count():
     assert worker_count({}) == 1 and worker_count({"workers": 3, "device": "cpu"}) == 3
+    assert worker_count(None) == 1  # an empty group
     for wrong in (0, "two", True, 1.5):
         with pytest.raises(UserError, match="runtime.workers"):
             worker_count({"workers": wrong})
+    for wrong in (4, [], "workers"):
+        with pytest.raises(UserError, match="runtime: expected a group"):
+            worker_count(wrong)
 
 
 # ---------------------------------------------------------------- clips and shards

@@ -98,9 +98,20 @@ def test_good_files_are_taken_and_bad_ones_refused(films, tmp_path):
 
 
 def test_no_video_is_passed_over(tmp_path):
-    for kind in ("mpeg4", "3gpp", "insv", "lrv", "mpe", "m1v", "m2v", "m2t", "dv", "mjpeg", "mjpg", "obu", "nut"):
+    for kind in ("mpeg4", "3gpp", "insv", "mpe", "m1v", "m2v", "m2t", "dv", "mjpeg", "mjpg", "obu", "nut"):
         write_raw(tmp_path / "a.mp4", [numbered_frame(0)] * 2).rename(tmp_path / f"{kind}.{kind}")
-    assert len(folder.find_videos(tmp_path)) == 13
+    assert len(folder.find_videos(tmp_path)) == 12
+
+
+def test_a_recording_does_not_come_twice(tmp_path):
+    root = tmp_path / "films"
+    root.mkdir()
+    write_raw(root / "GX010001.MP4", map(numbered_frame, range(5)))
+    write_raw(root / "a.mp4", map(numbered_frame, range(5))).rename(root / "GL010001.LRV")  # as GoPro names them
+    (root / "videos.csv").write_text("file,task\nGX010001.MP4,ski\nGL010001.LRV,ski\n")
+    taken, refused = take(root, tmp_path / "work")
+    assert list(taken) == ["GX010001.MP4"] and list(refused) == ["GL010001.LRV"]
+    assert "is a camera's small preview of another file" in refused["GL010001.LRV"]
 
 
 def test_limits(films, tmp_path):

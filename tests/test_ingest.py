@@ -23,6 +23,7 @@ from vw2.data.clips import ClipConfig
 from vw2.data.shards import ClipStore
 from vw2.data.sources import craft
 from vw2.media.decode import read_frames
+from vw2.media.picture import Picture
 from vw2.worlds.craft import CraftConfig
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +144,20 @@ def test_stages_on_a_folder(tmp_path, stage):
     write_raw(tmp_path / "films/stack/b.mkv", map(numbered_frame, range(61)))
     with pytest.raises(UserError, match="not the file that was ingested"):
         stage("clip")
+
+
+def test_the_contact_sheet_makes_rgb_of_a_few_frames_only(tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(Picture, "rgb", lambda _: looks.append(1) or numbered_frame(len(looks)))
+    monkeypatch.setattr(ingest_stage, "PLOT", tmp_path / "a.png")
+    monkeypatch.setattr(ingest_stage, "SHEET_LOOKS", 20)
+    write_raw(tmp_path / "a.mkv", map(numbered_frame, range(150)))
+    row = {"id": "a", "source": "folder", "task": "t", "path": str(tmp_path / "a.mkv"), "frames": 150, "fps": 30.0}
+    row |= {"width": 96, "height": 48, "start": None, "stop": None}
+    for part in ({}, {"start": 1.0, "stop": 4.0, "frames": 90}):
+        looks.clear()
+        ingest_stage.draw(pl.DataFrame([row | part]))
+        assert 20 <= len(looks) < 40 and (tmp_path / "a.png").stat().st_size
 
 
 @pytest.mark.parametrize(

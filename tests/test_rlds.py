@@ -16,8 +16,7 @@ from PIL import Image
 from vw2.console import UserError
 from vw2.data.manifest import Entry, Refused
 from vw2.data.sources import rlds
-from vw2.data.sources.base import IngestConfig
-from vw2.data.sources.episodes import TRACKS
+from vw2.data.sources.base import TRACKS, IngestConfig
 from vw2.data.sources.rlds_keys import choose, kinds_of_schema
 from vw2.data.tfrecord import (
     TABLE,
@@ -346,7 +345,7 @@ def test_faulty_episodes_and_counts(data, tmp_path):
         "lacks the numbers of steps/action",
         "holds 4 instructions in steps/language_instruction for 6 frames",
         "holds 1 frame, ingest.min_frames is 2",
-        "holds no finite action (nan or infinity) in frame 2",
+        "holds no finite action (nan, infinity, null) in frame 2",
     ]
     write_shard(folder / "toy-val.tfrecord-00000-of-00001", [example(episode(0) | each) for each in odd])
     taken, refused = take(data, tmp_path / "work", min_frames=2)

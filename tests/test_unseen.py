@@ -11,6 +11,7 @@ from odd_videos import good, poke
 
 from vw2.media import hdr
 from vw2.media.decode import MediaError, probe, read_frames, read_pictures, scan
+from vw2.media.h264 import Watch
 from vw2.media.timing import frame_rate
 
 
@@ -88,6 +89,43 @@ def test_a_recording_that_begins_in_an_open_gop_loses_only_what_cannot_be_shown(
     first = sorted(each.pts for each in packets).index(packets[start].pts)
     assert packets[start + 1].pts < packets[start].pts  # it is open
     assert numbers(without(tmp_path / f"b.{suffix}", source, set(range(start)))) == list(range(first, 40))
+
+
+def test_a_stream_without_times_has_no_leading_pictures(tmp_path):
+    good(tmp_path / "a.h264", options={"bf": "0"})
+    assert numbers(tmp_path / "a.h264") == list(range(40))
+    with av.open(str(tmp_path / "a.h264")) as container:
+        packets = [each for each in container.demux(video=0) if each.size]
+    watch = Watch(None)
+    for number, packet in enumerate(packets):
+        packet.pts = number if number else None  # the first time alone is missing
+        assert not watch.leaps(packet) and not watch.leads(packet)
+
+
+def joined_flv(path, *parts):
+    """FLV files of 40 pictures at 30 fps one after another, as an encoder writes that was started anew."""
+    data = bytearray(parts[0][:13])
+    for number, part in enumerate(parts):
+        at = 13
+        while at < len(part):
+            tag = bytearray(part[at : at + 15 + int.from_bytes(part[at + 1 : at + 4], "big")])
+            at += len(tag)
+            tag[4:7] = (int.from_bytes(tag[4:7], "big") + 1333 * number).to_bytes(3, "big")
+            data += tag
+    path.write_bytes(data)
+
+
+def test_a_header_that_comes_anew_is_followed(tmp_path):
+    parts = []
+    for number, options in enumerate(({"refs": "16", "bf": "3"}, {"refs": "1", "bf": "0"})):
+        frames = map(noisy_frame, range(40 * number, 40 * number + 40))
+        flags = {"flvflags": "no_duration_filesize+no_sequence_end"}
+        part = write_raw(tmp_path / "part.flv", frames, options=options, container_options=flags)
+        parts.append(part.read_bytes())
+    joined_flv(tmp_path / "a.flv", *parts)
+    assert numbers(tmp_path / "a.flv") == list(range(80))
+    with pytest.raises(MediaError, match="frames before the next are missing"):
+        scan(without(tmp_path / "b.flv", tmp_path / "a.flv", {10, 11, 12, 13}))
 
 
 def test_mpeg4_without_its_first_key_picture_is_refused(tmp_path):
@@ -230,6 +268,15 @@ def test_hdr_becomes_ordinary(transfer):
         light = signal**2.4 if transfer == hdr.PQ else ((signal + 0.099) / 1.099) ** (1 / 0.45)
         pixel = np.rint(coded(light, transfer)).astype(np.uint8)[None, None]
         assert np.abs(hdr.ordinary(pixel, transfer)[0, 0].astype(int) - colour).max() <= 6
+
+
+@pytest.mark.parametrize("transfer", [hdr.PQ, hdr.HLG])
+def test_hdr_by_its_formula(transfer):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 4), np.uint8)[..., :3]  # as of transparent pictures
+    light, codes = hdr._tables(transfer)
+    shown = np.sqrt(np.clip(light[pixels] @ hdr.TO_709.T, 0, 1)) * (hdr.STEPS - 1)
+    apart = np.abs(codes[np.rint(shown).astype(int)].astype(int) - hdr.ordinary(pixels, transfer))
+    assert apart.max() <= 1 and np.count_nonzero(apart) <= 1
 
 
 def test_an_hdr_file_is_shown_as_ordinary_video(tmp_path):

@@ -91,7 +91,7 @@ def test_whole_recordings_are_cut_at_key_frames(tmp_path):
     assert (first.instruction, second.instruction) == ("paper boat", "fold it")
     assert first.split == second.split and first.environment == second.environment == "paper_boat_1"
     frames = read_span(Path(second.path), second.start, second.stop, second.fps)
-    assert [read_number(frame) for _, frame in frames] == list(range(20, 50))
+    assert [read_number(picture.rgb()) for _, picture in frames] == list(range(20, 50))
     assert refused == {
         ("gone_1.mp4", "is listed in keyframes.csv but is not there"),
         ("paper_boat_1.mp4", "ends at 5.000 s, keyframes.csv has paper_boat_1_2 up to 9.500 s"),

@@ -46,7 +46,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any], memory_gib: float |
     """Life of a worker: take a job, send back its result or exception, until the pipe closes."""
     if memory_gib is not None:
         _limit_memory(memory_gib)
-    with suppress(EOFError, BrokenPipeError):  # nobody is there any more
+    with suppress(EOFError, ConnectionError):  # nobody is there any more
         pipe.send((READY, None))
         while True:
             job = pipe.recv()
@@ -189,11 +189,15 @@ def run_resumable(
         yield name, result
 
 
-def worker_count(runtime: Mapping[str, Any]) -> int:
-    """The number of worker processes from the group `runtime` of params.yaml; 1 if it is not given.
+def worker_count(runtime: Mapping[str, Any] | None) -> int:
+    """The number of worker processes from the group `runtime` of params.yaml, which may be empty; 1 if not given.
 
     Raises: UserError if it is not a whole number from 1 on.
     """
+    if runtime is None:
+        return 1
+    if not isinstance(runtime, Mapping):
+        raise UserError(f"runtime: expected a group of keys, got {runtime!r}; copy it from the committed params.yaml")
     workers = runtime.get("workers", 1)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise UserError(f"runtime.workers: expected a whole number from 1 on, got {workers!r}")

@@ -8,7 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 MOST = 100_000  # boxes in one box or entries of a list that are looked at: hours of fragments of a second
+
+Place = tuple[int, int]  # begin and end of a box's content in the file
 
 
 def _boxes(file: BinaryIO, at: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
@@ -38,18 +42,31 @@ def lost_bytes(path: Path) -> int:
 def edits(path: Path, track: int) -> list[tuple[int, float]]:
     """The edit list of a track: (first time that is shown, in the track's ticks, or -1 for nothing; rate) each."""
     with path.open("rb") as file:
-        size = file.seek(0, 2)
+        found = _inside(file, _track(file, track), b"edts", b"elst")
+        return [edit for place in found for edit in _entries(file, *place)]
 
-        def inside(place: tuple[int, int], *kinds: bytes) -> Iterator[tuple[int, int]]:
-            """Begin and end of the boxes that lie along a path of kinds."""
-            for kind, begin, end in islice(_boxes(file, *place), MOST):
-                if kind == kinds[0]:
-                    yield from inside((begin, end), *kinds[1:]) if kinds[1:] else [(begin, end)]
 
-        for place in inside((0, size), b"moov", b"trak"):
-            if track in (_number(file, begin) for begin, _ in inside(place, b"tkhd")):
-                return [edit for found in inside(place, b"edts", b"elst") for edit in _entries(file, *found)]
-    return []
+def largest_sample(path: Path, track: int) -> int:
+    """Bytes of the largest sample (an encoded picture) that the index of a track tells of; 0 if it tells of none."""
+    with path.open("rb") as file:
+        found = _inside(file, _track(file, track), b"mdia", b"minf", b"stbl", b"stsz")
+        return max((_largest(file, *place) for place in found), default=0)
+
+
+def _inside(file: BinaryIO, place: Place, *kinds: bytes) -> Iterator[Place]:
+    """Begin and end of the boxes that lie along a path of kinds; they end with the file, whatever they declare."""
+    size = file.seek(0, 2)
+    for kind, begin, end in islice(_boxes(file, place[0], min(place[1], size)), MOST):
+        if kind == kinds[0]:
+            yield from _inside(file, (begin, end), *kinds[1:]) if kinds[1:] else [(begin, min(end, size))]
+
+
+def _track(file: BinaryIO, track: int) -> Place:
+    """Where a track is described; an empty place if it is not."""
+    for place in _inside(file, (0, file.seek(0, 2)), b"moov", b"trak"):
+        if track in (_number(file, begin) for begin, _ in _inside(file, place, b"tkhd")):
+            return place
+    return 0, 0
 
 
 def _number(file: BinaryIO, begin: int) -> int:
@@ -65,7 +82,17 @@ def _entries(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[int, float]
     file.seek(begin)
     head = file.read(8)
     entry = struct.Struct(">Qqi" if head[:1] == b"\1" else ">Iii")
-    count = min(int.from_bytes(head[4:], "big"), (end - begin - 8) // entry.size, MOST)
+    count = max(0, min(int.from_bytes(head[4:], "big"), (end - begin - 8) // entry.size, MOST))
     data = file.read(count * entry.size)
     for _, first, rate in entry.iter_unpack(data[: len(data) // entry.size * entry.size]):
         yield first, rate / 2**16
+
+
+def _largest(file: BinaryIO, begin: int, end: int) -> int:
+    """The largest size in a list of sizes; one that all samples share is told once, in its head."""
+    file.seek(begin)
+    head = file.read(12)
+    count = max(0, min(int.from_bytes(head[8:], "big"), (end - begin - 12) // 4))
+    shared = int.from_bytes(head[4:8], "big")
+    sizes = np.frombuffer(file.read(0 if shared else 4 * count), ">u4")
+    return max(shared, int(sizes.max(initial=0)))

@@ -3,8 +3,9 @@
 Strict: damage that the decoder reports, a broken stream or a file that ends early raises MediaError; nothing is
 repeated or blackened in silence. Not all damage can be seen: most videos (H.264, MPEG-4, plain HEVC, VP9, MJPEG) carry
 no checksums, and flipped bits that still decode, or that the decoder paints over without a word, are shown; HEVC with
-checksums, PNG and FFV1 are checked, and pictures missing from H.264 are told by their numbers. Only known containers
-are opened and only local files are read (FFmpeg would follow a playlist named .mp4 to other files and hosts).
+checksums, PNG, FFV1, GIF, Cinepak and Flash Screen Video are checked, and pictures missing from H.264 are told by their
+numbers. Only known containers are opened and only local files are read (FFmpeg would follow a playlist named .mp4 to
+other files and hosts).
 """
 
 from __future__ import annotations
@@ -272,9 +273,11 @@ def read_image(path: Path, *, max_side: int = MAX_SIDE, formats: Sequence[str] |
             if picture.mode[:1] in "IF":
                 raise MediaError("has pixels of more than 8 bits in one channel (a depth map?)")
             picture = ImageOps.exif_transpose(picture).convert("RGBA")
+    except (MediaError, MemoryError):
+        raise
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise MediaError(f"is not a picture in a known format ({error})") from error
-    except OSError as error:
+    except Exception as error:  # what reads a format, if the file is damaged, can fail in any way
         raise MediaError(f"is damaged ({error})") from error
     canvas = Image.new("RGBA", picture.size, (255, 255, 255, 255))
     canvas.alpha_composite(picture)

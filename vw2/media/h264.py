@@ -41,12 +41,15 @@ class Watch:
     """Watches one stream, packet after packet in decoding order."""
 
     def __init__(self, extradata: bytes | None) -> None:
-        head = extradata or b""
-        self._length = (head[4] & 3) + 1 if len(head) > 6 and head[0] == 1 else 0  # bytes of a size; 0: start codes
-        self._known: dict[int, tuple[int, bool, bool] | None] = {}  # parameter sets that were seen, by their number
         self._last: int | None = None  # frame_num of the last picture that others refer to
         self._kind, self._key = 0, None  # nal_unit_type of this picture; time of the first one
         self._open: bool | None = None  # may pictures come that lead the first one?
+        self._begin(extradata or b"")
+
+    def _begin(self, head: bytes) -> None:
+        """Read the header of the stream, or of the one that goes on in it (an encoder that was started anew)."""
+        self._length = (head[4] & 3) + 1 if len(head) > 6 and head[0] == 1 else 0  # bytes of a size; 0: start codes
+        self._known: dict[int, tuple[int, bool, bool] | None] = {}  # parameter sets that were seen, by their number
         if self._length:
             at = 6
             for _ in range(head[5] & 31):
@@ -58,6 +61,8 @@ class Watch:
 
     def leaps(self, packet: av.Packet) -> bool:
         """Are pictures missing before this one? To be asked for every packet."""
+        if packet.has_sidedata("new_extradata"):
+            self._begin(bytes(packet.get_sidedata("new_extradata")))
         unit, known = self._first_slice(bytes(packet)), set(self._known.values())
         self._kind = unit[0] & 31 if unit else 0
         if not unit or len(known) != 1 or None in known:
@@ -88,7 +93,8 @@ class Watch:
             self._open = packet.is_keyframe and self._kind == SLICE and packet.pts is not None
             self._key = packet.pts
             return False
-        self._open &= not packet.is_keyframe and packet.pts is not None and packet.pts < self._key
+        early = packet.pts is not None and self._key is not None and packet.pts < self._key
+        self._open = self._open and early and not packet.is_keyframe
         return self._open
 
     def _first_slice(self, packet: bytes) -> bytes:

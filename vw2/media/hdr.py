@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import cv2
 import numpy as np
 
 PQ, HLG = 16, 18  # transfer characteristics (ITU-T H.273)
@@ -67,5 +68,7 @@ def ordinary(pixels: np.ndarray, transfer: int) -> np.ndarray:
     Returns: (H, W, 3) uint8 RGB.
     """
     light, codes = _tables(transfer)
-    shown = np.clip(light[pixels] @ TO_709.T, 0, 1)
-    return codes[np.rint(np.sqrt(shown) * (STEPS - 1)).astype(np.int32)]
+    shown = cv2.transform(cv2.LUT(np.ascontiguousarray(pixels), light), TO_709)
+    np.sqrt(np.clip(shown, 0, 1, out=shown), out=shown)
+    shown *= STEPS - 1
+    return codes[np.rint(shown, out=shown).astype(np.uint16)]

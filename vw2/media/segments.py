@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vw2.media.decode import MAX_SIDE, MediaError, VideoInfo, read_frames, read_pictures, timeline
+from vw2.media.decode import MAX_SIDE, MediaError, VideoInfo, read_pictures, timeline
 from vw2.media.picture import Picture
 
 Span = tuple[float, float]  # start and stop, seconds after the first frame of the file
@@ -69,14 +69,13 @@ def read_spans(
 
 def read_span(
     path: Path, start: float | None, stop: float | None, fps: float, *, max_side: int = MAX_SIDE
-) -> Iterator[tuple[float, np.ndarray]]:
-    """The frames of one row of the manifest, as `read_frames`: a whole file (start None), or a part of one."""
+) -> Iterator[Timed]:
+    """The frames of one row of the manifest, as `read_pictures`: a whole file (start None), or a part of one."""
     if start is None or stop is None:
-        yield from read_frames(path, max_side=max_side)
+        yield from read_pictures(path, max_side=max_side)
         return
     for _, part in read_spans(path, [(start, stop)], fps, max_side=max_side):
-        for seconds, picture in part:
-            yield seconds, picture.rgb()
+        yield from part
 
 
 def _passes(spans: Sequence[Span]) -> list[list[int]]:

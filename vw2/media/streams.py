@@ -7,14 +7,13 @@ from av.stream import Disposition
 
 from vw2.media.picture import MediaError
 
-THUMBNAIL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 STILLS = ("mjpeg", "png", "bmp")  # codecs of thumbnails
 ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that know transparency; FFmpeg's own leave it out
 
 
 def pick_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The video stream a player would show: the default one, else the first; never a cover picture, nor a track of
-    thumbnails where there is another.
+    """The video stream a player would show: the default one, else the first; never a cover picture, and of several
+    default ones (or several where none is) not a track of thumbnails.
     """
     streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
     if not streams:
@@ -24,7 +23,7 @@ def pick_stream(container: av.container.InputContainer) -> av.VideoStream:
     def rank(stream: av.VideoStream) -> tuple[bool, bool, bool]:
         """Lowest for the one to be shown; of equals the first is taken."""
         picture = len(streams) > 1 and stream.codec_context is not None and stream.codec_context.name in STILLS
-        return not stream.disposition & Disposition.default, bool(stream.disposition & THUMBNAIL), picture
+        return not stream.disposition & Disposition.default, bool(stream.disposition & Disposition.still_image), picture
 
     return min(streams, key=rank)
 

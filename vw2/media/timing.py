@@ -1,7 +1,7 @@
 """What the times of a video's frames say: its rate, whether that varies, where nothing happens for long.
 
 A few of them may be missing or wrong (two frames at one time, one far ahead of those that follow): then the rest is
-believed. Where more than BAD are wrong, none is, but for the first and the last.
+believed. Where more than BAD are wrong, none is alone, only the length of each stretch between set-backs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def frame_rate(times: Sequence[float | None], declared: Sequence[float]) -> tupl
         declared: rates the container claims, the most trusted first.
     Returns: (frames per second, False) if all right times lie within a quarter frame of a regular grid at a declared or
         the mean rate; (mean rate, True) if they do not. If too many are wrong, the first declared rate that fits the
-        time from the first to the last frame, else the mean (without any time the first; 0.0 if there is none).
+        time its stretches take together, else the mean (without any time the first; 0.0 if there is none).
     """
     right = _right(times)
     if not len(right):
@@ -77,8 +77,14 @@ def frame_rate(times: Sequence[float | None], declared: Sequence[float]) -> tupl
 
 
 def _rate_of_ends(times: Sequence[float | None], declared: Sequence[float]) -> float:
-    """The rate where single times say nothing: that of the ends of each stretch of time, all together."""
+    """The rate where single times say nothing: that of the ends of each stretch of time, without lone strays."""
     known = [number for number, each in enumerate(times) if each is not None]
+    inner = [
+        b
+        for a, b, c in zip(known, known[1:], known[2:], strict=False)
+        if times[c] < times[a] or times[a] <= times[b] <= times[c]
+    ]
+    known = [*known[:1], *inner, *known[1:][-1:]]
     steps = [(b - a, times[b] - times[a]) for a, b in pairwise(known)]
     steps = [step for step in steps if step[1] > -SET_BACK]  # a clock that was set back begins anew
     frames, seconds = sum(step[0] for step in steps), sum(step[1] for step in steps)

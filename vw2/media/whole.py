@@ -6,7 +6,8 @@ from pathlib import Path
 
 import av
 
-from vw2.media.boxes import edits, lost_bytes
+from vw2.media.boxes import edits, largest_sample, lost_bytes
+from vw2.media.gif import chain_breaks
 from vw2.media.picture import MediaError
 
 EXACT_COUNT = "mov"  # containers of this family state their number of frames exactly
@@ -80,6 +81,11 @@ def check_whole(
     lost = _lost_bytes(container)
     if lost:
         raise MediaError(f"is cut short: {count} frames came out, and its last {lost} bytes are missing", count)
+    path, kind = Path(container.name), container.format.name
+    if exact and largest_sample(path, stream.id) > path.stat().st_size:  # FFmpeg leaves it out, and all behind it
+        raise MediaError(f"lacks frames: {count} came out, up to one that would be larger than the file", count)
+    if kind == "gif" and chain_breaks(path):
+        raise MediaError(f"breaks after {count} frames (damaged data between pictures)", count)
 
 
 def check_edits(container: av.container.InputContainer, stream: av.VideoStream) -> None:

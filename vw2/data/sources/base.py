@@ -34,10 +34,10 @@ SPLITS = {"train": "train", "val": "test", "validation": "test", "eval": "test",
 SECONDARY = ("wrist", "hand", "gripper", "depth", "mask", "segment")  # cameras and maps taken only if there is no other
 READ_ERRORS = (MediaError, OSError, MemoryError)  # what reading a stranger's file may raise; see `why`
 TRACKS = {
-    "video": pl.String,
+    "video": pl.String,  # id in the manifest
     "frame": pl.Int64,  # number within the video, from 0
-    "action": pl.List(pl.Float32),  # empty where the source has none
-    "state": pl.List(pl.Float32),
+    "action": pl.List(pl.Float32),  # what the robot was told at this frame, in the source's own units; [] without one
+    "state": pl.List(pl.Float32),  # of the robot at this frame; [] without one
     "instruction": pl.String,  # null where the source has none
 }
 
@@ -140,9 +140,17 @@ def refuse_pickles(config: IngestConfig, root: Path) -> None:
 
 
 def write_track(work: Path, video: str, track: pl.DataFrame) -> None:
-    """Leave the robot track of a video, with the columns of TRACKS, for the stage."""
+    """Leave the robot track of a video, with the columns of TRACKS, for the stage.
+
+    Raises: MediaError naming the first frame with an action or state that is not finite as float32.
+    """
+    track = track.with_columns(video=pl.lit(video)).select(TRACKS.keys()).cast(TRACKS)
+    for name in ("action", "state"):
+        finite = track[name].list.eval(pl.element().is_finite().fill_null(False)).list.all().fill_null(False)
+        if not finite.all():
+            raise MediaError(f"holds no finite {name} (nan, infinity, null) in frame {finite.arg_min()}")
     with atomic_file(work / "tracks" / f"{video}.parquet") as temporary:
-        track.with_columns(video=pl.lit(video)).select(TRACKS.keys()).cast(TRACKS).write_parquet(temporary)
+        track.write_parquet(temporary)
 
 
 def inspect_all(

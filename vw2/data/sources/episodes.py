@@ -15,18 +15,12 @@ import numpy as np
 import polars as pl
 
 from vw2.data.manifest import Entry, content_hash, tidy
+from vw2.data.sources.base import write_track
 from vw2.media.decode import MediaError
 from vw2.media.encode import write_video
 from vw2.scratch import atomic_file
 
 FOLDER = "data/videos"  # where the stage puts the videos, relative to the repository
-TRACKS = {
-    "video": pl.String,  # id in the manifest
-    "frame": pl.Int64,  # from 0
-    "action": pl.List(pl.Float32),  # what the robot was told at this frame; the source's own units
-    "state": pl.List(pl.Float32),  # of the robot at this frame; empty where the source gives none
-    "instruction": pl.String,  # null where the source gives none
-}
 
 
 @dataclass(frozen=True)
@@ -83,14 +77,6 @@ def check_length(frames: int, limits: Limits) -> None:
         raise MediaError(f"holds {frames} {unit}, ingest.min_frames is {limits.min_frames}")
 
 
-def _check_finite(track: Track) -> None:
-    """Raise MediaError naming the first frame with an action or state that is not finite as float32."""
-    for name in ("action", "state"):
-        finite = np.isfinite(getattr(track, name).astype(np.float32)).all(axis=1)
-        if not finite.all():
-            raise MediaError(f"holds no finite {name} (nan or infinity) in frame {finite.argmin()}")
-
-
 def store(
     work: Path, facts: Facts, count: int, frames: Iterable[np.ndarray], track: Callable[[], Track], limits: Limits
 ) -> Entry:
@@ -109,19 +95,16 @@ def store(
     with atomic_file(file) as temporary:
         write_video(temporary, _checked(frames, limits, size), facts.fps)
         beside = track()
-        _check_finite(beside)
-    lengths = {size[0], len(beside.action), len(beside.state), len(beside.instruction)}
-    if lengths != {count}:
-        raise ValueError(f"{facts.id}: expected {count} frames, actions, states and instructions, got {lengths}")
-    columns = {
-        "video": [facts.id] * count,
-        "frame": range(count),
-        "action": beside.action.astype(np.float32).tolist(),
-        "state": beside.state.astype(np.float32).tolist(),
-        "instruction": [text if text is None else tidy(text) for text in beside.instruction],
-    }
-    with atomic_file(work / "tracks" / f"{facts.id}.parquet") as temporary:
-        pl.DataFrame(columns, schema=TRACKS).write_parquet(temporary)
+        lengths = {size[0], len(beside.action), len(beside.state), len(beside.instruction)}
+        if lengths != {count}:
+            raise ValueError(f"{facts.id}: expected {count} frames, actions, states and instructions, got {lengths}")
+        columns = {
+            "frame": range(count),
+            "action": beside.action.astype(np.float32).tolist(),
+            "state": beside.state.astype(np.float32).tolist(),
+            "instruction": [text if text is None else tidy(text) for text in beside.instruction],
+        }
+        write_track(work, facts.id, pl.DataFrame(columns))
     return Entry(
         id=facts.id,
         source=facts.source,

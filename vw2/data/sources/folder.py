@@ -39,6 +39,7 @@ SUFFIXES = frozenset(
     ".webm .wmv .y4m".split()  # not all can be read, but none is passed over
 )
 NAMELESS = "has a name that is not UTF-8; rename it"
+PREVIEW, SMALL = ".lrv", "is a camera's small preview of another file; rename it to .mp4 if that is lost"
 SIDECARS = ("videos.csv", "videos.parquet")
 COLUMNS = ("task", "instruction", "split", "environment", "licence")
 
@@ -63,13 +64,19 @@ class FolderJob:
 def find_videos(root: Path, shown: str = "", refused: list[Refused] | None = None) -> list[str]:
     """Paths, relative to root, of files that are videos by name, sorted.
 
-    Args: as of `vw2.data.sources.base.walk`; `refused` also takes videos whose names are no UTF-8.
+    Args: as of `vw2.data.sources.base.walk`; `refused` also takes videos whose names are no UTF-8, and the previews
+        that cameras leave beside their recordings (each would come twice, maybe in train and test).
     """
     refused = [] if refused is None else refused
     paths = (Path(folder) / name for folder, names in walk(root, shown, refused) for name in names)
-    found = sorted(path.as_posix() for path in paths if path.suffix.lower() in SUFFIXES)
-    refused += [Refused(utf8(Path(shown) / path), NAMELESS) for path in found if utf8(path) != path]
-    return [path for path in found if utf8(path) == path]
+    found = []
+    for path in sorted(path.as_posix() for path in paths if path.suffix.lower() in SUFFIXES):
+        reason = NAMELESS if utf8(path) != path else SMALL if path.lower().endswith(PREVIEW) else None
+        if reason:
+            refused.append(Refused(utf8(Path(shown) / path), reason))
+        else:
+            found.append(path)
+    return found
 
 
 def read_sidecar(root: Path) -> dict[str, dict[str, str | None]]:
@@ -171,8 +178,9 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
         refuse_pickles(config, root)
         raise UserError(f"no video in ingest.path {config.path} (looked for {', '.join(sorted(SUFFIXES))})")
     yield from refused
+    told = {each.path for each in refused}
     for file in sorted(set(sidecar) - set(files)):
-        yield Refused(
-            (Path(config.path) / file).as_posix(), "is listed in the sidecar but is not a video in the folder"
-        )
+        path = (Path(config.path) / file).as_posix()
+        if path not in told:
+            yield Refused(path, "is listed in the sidecar but is not a video in the folder")
     yield from inspect_all(inspect, _jobs(config, root, files, sidecar), config, work, workers)

@@ -4,9 +4,10 @@
     meta/episodes.jsonl, meta/tasks.jsonl       v2: one video and one table per episode
     meta/episodes/**/*.parquet, tasks.parquet   v3: several episodes share a video, told apart by times
 
-ingest.camera names the video feature that is taken (null: the first by name). An episode is taken if its video, its
-table of actions and its metadata agree on the number of frames and on their times to half a frame; else it is refused
-with what disagrees. Actions, states and tasks go to the track, frame by frame.
+ingest.camera names the video feature that is taken (null: the first by name; cameras on the hand, masks and depth maps
+after the others). An episode is taken if its video, its table of actions and its metadata agree on the number of frames
+and on their times to half a frame; else it is refused with what disagrees. Actions, states and tasks go to the track,
+frame by frame.
 """
 
 from __future__ import annotations
@@ -94,11 +95,6 @@ def read_track(file: Path, episode: Episode, tasks: Mapping[int, str]) -> tuple[
                 "instruction": pl.Series(texts, dtype=pl.String),
             }
         )
-        for name in ("action", "state"):
-            finite = track[name].list.eval(pl.element().is_finite().fill_null(False)).list.all()
-            if not finite.all():
-                frame = finite.arg_min()
-                raise MediaError(f"cannot be used: {episode.data} holds no finite {name} (nan, null) in frame {frame}")
         return track, table["timestamp"].cast(pl.Float64).to_numpy() if "timestamp" in known else None
     except TABLE_ERRORS as error:
         text = why(error) if isinstance(error, OSError | MemoryError) else str(error).splitlines()[0]

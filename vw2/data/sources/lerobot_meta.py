@@ -69,7 +69,7 @@ def is_depth(feature: Mapping[str, Any]) -> bool:
 
 
 def rank(camera: str) -> tuple[bool, str]:
-    """Sort key of the cameras: those on the hand after the others, then by name."""
+    """Sort key of the cameras: those of SECONDARY (on the hand, masks, depth) after the others, then by name."""
     return any(word in camera.rpartition(".")[2].lower() for word in SECONDARY), camera
 
 
