@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vw2.console import UserError
+from vw2.console import refusals
 from vw2.interop.checkpoints import KeyReport, import_models
 from vw2.interop.keys_dit import CONTROL, DIT, PLAIN
 from vw2.models.control import ControlBranch, ControlConfig
@@ -48,10 +48,8 @@ def import_dit(
     """
     with torch.device("meta"):
         vdm = CosmosVDM(config.vdm)
-        try:
+        with refusals():  # settings that this VDM does not allow
             control = ControlBranch(config.control, vdm) if any(PLAIN[1][:-1] in key for key in weights) else None
-        except ValueError as error:  # settings that this VDM does not allow
-            raise UserError(str(error)) from error
     models = {DIT: vdm} | ({} if control is None else {CONTROL: control})
     return vdm, control, import_models(weights, models, ema, strict)
 
