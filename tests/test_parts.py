@@ -21,7 +21,7 @@ from tiny_models import (
 )
 from tiny_stages import OPTIM, make_folder, write_params
 
-from stages import extract_codes, import_release, train_dldm, warmup_dldm
+from stages import export_release, extract_codes, import_release, train_dldm, warmup_dldm
 from vw2.console import UserError
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
@@ -262,6 +262,13 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
     codes = read_codes(Path("data/codes"))
     *_, (drawn,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
     assert drawn.shape == (9, 32, 32, 3)
+    # and back into their files
+    export_release.main("tokenizer", Path("data/dldm"), Path("back.pt"))
+    export_release.main("codes", Path("data/codes"), Path("codes.pt"))
+    import_release.main("tokenizer", Path("back.pt"), Path("data/again"), **options)
+    assert torch.equal(load_ldm(Path("data/again/tokenizer")).encode(video), renderer.ldm.encode(video))
+    told = torch.load("codes.pt", weights_only=True)
+    assert told["v0"].tolist() == codes["v0"].reshape(len(codes["v0"]), -1).tolist()
     with pytest.raises(UserError, match="dldm.levels is .* but the LDM in data/warmup was made with"):
         write = stage_params(CONTEXT).read_text().replace("codebook: 1000", "codebook: 64000")
         Path("params.yaml").write_text(write)
