@@ -151,7 +151,7 @@ def test_end_is_chosen_apart():
     assert pick_or_end(logits, draws, 1.0, 1.0).tolist() == [4, 4, 0, 1, 3]
     assert pick_or_end(logits, draws, 0.0, 1.0).tolist() == [0] * 5
     low = 1 / (1 + 1.5**5)  # odds of 2 to 3, sharpened by a temperature of 0.2: 0.116 of END
-    edges = torch.tensor([low - 1e-9, low + 1e-9], dtype=torch.float64)
+    edges = torch.tensor([low - 1e-6, low + 1e-6]).double()
     assert pick_or_end(logits[:2], edges, 0.2, 1.0).tolist() == [4, 0]
     forbidden = torch.tensor([[0.0, 0.0, -torch.inf]]).double()
     assert pick_or_end(forbidden, torch.zeros(1).double(), 0.2, 1.0).tolist() == [0]
