@@ -307,3 +307,16 @@ def test_the_whole_release():
     assert count(dldm) == count(dldm.ldm, dldm.vdm, dldm.control), "and nothing else"
     codes = torch.empty(1, 23, 4, 4, device="meta")
     assert dldm.tokens(codes).shape == (1, 92, 1024)
+
+
+def test_the_whole_paper():
+    """VDM with one learned token in front of the codes, the projection in the place of the connector."""
+    chosen = preset("paper")
+    with torch.device("meta"):
+        prior = random_cosmos(CosmosConfig(tokens=chosen.backend.tokens, attention="causal"))
+        dldm = DLDM(chosen, prior)
+    count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters())  # noqa: E731
+    assert count(dldm.ldm) == RELEASE - CONNECTOR and count(dldm.vdm) == 1_956_413_440 + 1024
+    assert count(dldm.control) == 240_494_368 and dldm.control.config.blocks == 3
+    assert count(dldm) == count(dldm.ldm, dldm.vdm, dldm.control, dldm.projection), "and nothing else"
+    assert dldm.tokens(torch.empty(1, 23, 4, 4, device="meta")).shape == (1, 92, 1024)
