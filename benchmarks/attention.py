@@ -94,6 +94,31 @@ def compare(work: dict[str, Work], rounds: int) -> tuple[dict[str, float], float
     return best, max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs)
 
 
+def measured(size: Size, rounds: int) -> dict[str, str]:
+    """What `compare` found, in words, for attention alone and for the whole VDM."""
+    tokens, codes = size.per_frame * size.frames, (size.frames - 1) * CODES
+    masks = {
+        "self-attention": (seen_frames(0, size.frames, size.per_frame), tokens),
+        "cross-attention": (seen_codes(0, size.frames, size.per_frame, codes), 1 + codes),
+    }
+    works = {key: {way: attend(way, size, *mask) for way in ("dense", "slices")} for key, mask in masks.items()}
+    works["VDM"] = {way: denoise(way, size) for way in ("dense", "slices")}
+    rows = {}
+    for part, work in works.items():
+        best, difference = compare(work, rounds)
+        rows[part] = (
+            f"dense / slices {best['dense'] / best['slices']:.2f}  (dense {1000 * best['dense']:.1f} ms, "
+            f"slices {1000 * best['slices']:.1f} ms, {size.batch * tokens / best['slices']:.0f} tokens/s, "
+            f"largest difference {difference:.1e} of the largest number)"
+        )
+    return rows
+
+
+def title(name: str) -> str:
+    size = SIZES[name]
+    return f"{name}: {size.batch} clips of {size.frames} x {size.per_frame} tokens"
+
+
 def main(
     sizes: list[str] = typer.Option(list(SIZES), "--size", help=f"Which sizes: {', '.join(SIZES)}."),
     rounds: int = typer.Option(15, min=1, help="Turns of each."),
@@ -102,22 +127,7 @@ def main(
     """Slices against a dense mask, forward and backward, as ratios."""
     torch.set_num_threads(threads)
     for name in sizes:
-        size, rows = SIZES[name], {}
-        tokens, codes = size.per_frame * size.frames, (size.frames - 1) * CODES
-        masks = {
-            "self-attention": (seen_frames(0, size.frames, size.per_frame), tokens),
-            "cross-attention": (seen_codes(0, size.frames, size.per_frame, codes), 1 + codes),
-        }
-        works = {key: {way: attend(way, size, *mask) for way in ("dense", "slices")} for key, mask in masks.items()}
-        works["VDM"] = {way: denoise(way, size) for way in ("dense", "slices")}
-        for part, work in works.items():
-            best, difference = compare(work, rounds)
-            rows[part] = (
-                f"dense / slices {best['dense'] / best['slices']:.2f}  (dense {1000 * best['dense']:.1f} ms, "
-                f"slices {1000 * best['slices']:.1f} ms, {size.batch * tokens / best['slices']:.0f} tokens/s, "
-                f"largest difference {difference:.1e} of the largest number)"
-            )
-        table(f"{name}: {size.batch} clips of {size.frames} x {size.per_frame} tokens", rows)
+        table(title(name), measured(SIZES[name], rounds))
 
 
 if __name__ == "__main__":

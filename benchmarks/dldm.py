@@ -1,7 +1,8 @@
 """How fast the LDM learns, and what the batched Q-former saves: `python -m benchmarks.dldm`.
 
 Prints tokens per second of forward + backward, and the Q-former's time over all steps at once against a loop that
-looks at the frames of one step after the other, measured in turns in the same run. A minute at the default size.
+looks at the frames of one step after the other, measured in turns in the same run; then block slices against a dense
+mask in the VDM (benchmarks/attention.py). Two minutes at the default size; figures in docs/speed.md.
 True size: --channels 128 --height 240 --width 416 --frames 93 (hours on a CPU, 30 GB).
 """
 
@@ -14,6 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks import attention
 from vw2.console import run, table
 from vw2.models.causal import CausalConfig
 from vw2.models.ldm import LDM, LDMConfig
@@ -81,7 +83,7 @@ def main(
     repeats: int = typer.Option(3),
     device: str = typer.Option("cpu"),
 ) -> None:
-    """Measure the LDM: tokens per second, and the batched Q-former against a loop."""
+    """Measure the LDM: tokens per second, the batched Q-former against a loop; and slices against a dense mask."""
     torch.manual_seed(0)
     causal = CausalConfig(channels=channels, z_channels=2 * channels, connector=8 * channels, view="prefix")
     config = LDMConfig(parts="causal", size=(height, width), causal=causal)
@@ -109,6 +111,8 @@ def main(
         "Q-former, largest difference": times.difference,
     }
     table("LDM", rows)
+    for name, size in attention.SIZES.items():
+        table(f"VDM, {attention.title(name)}", attention.measured(size, repeats))
 
 
 if __name__ == "__main__":

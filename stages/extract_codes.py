@@ -5,7 +5,8 @@ Out: data/codes: codes.parquet (video, split, clip, step, query, code; sorted), 
      report.parquet (one row per video: how it uses the codebook, digit by digit);
      metrics/extract_codes.json (entropy, use, perplexity of the codes of splits train and test).
      --variant plain_ldm: data/plain_ldm/codes and metrics/plain_ldm/extract_codes.json.
-Time and memory at the committed sizes: 1 to 2 minutes on two cores, 5 GiB. Interrupted runs go on where they stopped.
+Time and memory at the committed sizes: half a minute to 2 on two cores, 5 GiB. Interrupted runs go on
+where they stopped.
 Always float32, so that codes do not hang on the dtype of training.
 Headline: train.entropy_bits above half of log2(codebook), train.dead_digits 0.
 Tiny run: python -m stages.preset smoke && dvc repro extract_codes

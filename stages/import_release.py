@@ -35,7 +35,8 @@ from vw2.console import UserError, run, say
 from vw2.data.codes import CodesInfo
 from vw2.interop.checkpoints import import_weights, read_checkpoint
 from vw2.interop.codes import import_codes
-from vw2.interop.dit import BRANCH, DiTConfig, import_dit, told, write_dit
+from vw2.interop.dit import BRANCH, DiTConfig, import_dit, told, without_lora, write_dit
+from vw2.interop.keys_dit import apart
 from vw2.interop.keys_tokenizer import TOKENIZER
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import save_ldm
@@ -89,7 +90,8 @@ def tokenizer(file: Path, out: Path, options: Options) -> str:
 
 def dit(file: Path, out: Path, options: Options) -> str:
     """Checkpoint of DiT and control branch, or of a DiT alone -> out/dit. Returns what happened, in words."""
-    config, weights = options.dit(), read_checkpoint(file)
+    config = options.dit()
+    weights = apart(without_lora(read_checkpoint(file)), config.control.numbers)
     vdm, control, reports = import_dit(weights, config, options.ema, options.strict)
     with atomic_dir(out / "dit") as temporary:
         write_dit(temporary, vdm, control)

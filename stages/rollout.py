@@ -105,9 +105,8 @@ def main(
     chosen = {"seed": seed, "rollout": asdict(config), "compute": asdict(compute)}
     folder = scratch_dir(stage, fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
-    wanted = set(
-        store.videos(source=store.sources(parameters.leaf(values, "ar.sources", tuple[str, ...] | None), "ar.sources"))
-    )
+    sources = parameters.leaf(values, "ar.sources", tuple[str, ...] | None)
+    wanted = set(store.videos(source=store.sources(sources, "ar.sources")))
     cases = [video for video in codes.videos("test") if video in wanted][: config.max_cases]
     if not cases:
         cases = [video for video in codes.videos("train") if video in wanted][: config.max_cases or 8]
@@ -118,11 +117,9 @@ def main(
         for video in cases:
             guard.instruction(told[video])
         firsts = {video: store.frames(store.select(video=video, clip=0)[0])[0] for video in cases}
-        each = [(video, s) for video in cases for s in range(config.samples)]
-        keys = [f"{video}/{s}" for video, s in each]
-        written = write_codes(
-            ar, renderer.ldm, [firsts[v] for v, _ in each], [told[v] for v, _ in each], keys, config, seed
-        )
+        each = [video for video in cases for _ in range(config.samples)]
+        keys = [f"{video}/{s}" for video in cases for s in range(config.samples)]
+        written = write_codes(ar, renderer.ldm, [firsts[v] for v in each], [told[v] for v in each], keys, config, seed)
         rows = plan(cases, written, codes, firsts, config, seed)
         render_all(renderer, rows, store.fps, config.batch, seed, folder, guard)
         rates["clips"] = sum(len(row.codes) for row in rows)

@@ -10,7 +10,7 @@ from vw2.console import UserError
 from vw2.models.ar import PAD, UNKNOWN, ARBatch, ARConfig, ARInputs, ARTransformer, CodeShape, word_ids
 from vw2.models.ar_files import load_ar, save_ar
 from vw2.models.fsq import resolve_levels
-from vw2.models.nucleus import pick
+from vw2.models.nucleus import pick, pick_or_end
 from vw2.training.compute import generator
 from vw2.training.sequences import hide_words, swapped
 
@@ -142,6 +142,19 @@ def test_pick():
     assert pick(logits, draws, 0.0, 1.0).tolist() == [0] * 4
     forbidden = torch.tensor([[0.0, -torch.inf]]).double()
     assert pick(forbidden, torch.tensor([1 - 2**-53]).double(), 1.0, 1.0).tolist() == [0]
+
+
+def test_end_is_chosen_apart():
+    """Four codes of 0.15 and END of 0.4, the likeliest token: yet the video goes on more often than not."""
+    logits = torch.tensor([0.15] * 4 + [0.4]).double().log().expand(5, 5)
+    draws = torch.tensor([0.0, 0.39, 0.41, 0.56, 0.99]).double()
+    assert pick_or_end(logits, draws, 1.0, 1.0).tolist() == [4, 4, 0, 1, 3]
+    assert pick_or_end(logits, draws, 0.0, 1.0).tolist() == [0] * 5
+    low = 1 / (1 + 1.5**5)  # odds of 2 to 3, sharpened by a temperature of 0.2: 0.116 of END
+    edges = torch.tensor([low - 1e-6, low + 1e-6]).double()
+    assert pick_or_end(logits[:2], edges, 0.2, 1.0).tolist() == [4, 0]
+    forbidden = torch.tensor([[0.0, 0.0, -torch.inf]]).double()
+    assert pick_or_end(forbidden, torch.zeros(1).double(), 0.2, 1.0).tolist() == [0]
 
 
 def test_words():

@@ -282,6 +282,30 @@ def test_causal_over_code_steps(pair, step):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("way", ["dense", "slices"])
+@pytest.mark.parametrize("step", range(STEPS))
+def test_causal_with_projection_and_control(pair, way, step):
+    """Bit for bit, of all that a joint step computes: codes, hint and noise of step k reach frames after k alone."""
+    torch.manual_seed(1)
+    own = {} if isinstance(pair.vdm, WanVDM) else {"own_time": True}
+    dldm = DLDM(tiny_config(attention=way, control=ControlConfig(2, 0.5, "mlp", **own)), pair).eval()
+    for part in (dldm.control, dldm.projection):
+        wake(part)
+    known = state(pair)
+    old = {key: known[key] for key in ("noisy", "time", "first")}
+    old |= {"hint": draw(*known["noisy"].shape, seed=6), "codes": draw(2, STEPS, CODES, 4, seed=7).tanh()}
+    new = {key: value.clone() for key, value in old.items()}
+    new["codes"][:, step:] += 0.5
+    for key in ("noisy", "hint"):
+        new[key][:, :, step + 1 :] += 1
+    before = dldm.velocity(**old)
+    for part in ("codes", "noisy", "hint"):
+        now = dldm.velocity(**old | {part: new[part]})
+        assert torch.equal(before[:, :, : step + 1], now[:, :, : step + 1]), part
+        assert not torch.equal(before[:, :, step + 1], now[:, :, step + 1]), part
+
+
+@torch.no_grad()
 def test_sampler_keeps_the_first_frame(pair):
     known = state(pair)
     velocity = lambda x, t: pair.vdm(x, t, known["first"], known["context"])  # noqa: E731

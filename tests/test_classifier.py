@@ -228,6 +228,17 @@ def test_strength_zero_changes_only_the_order_of_channels():
     assert torch.allclose(out.hand, batch.hand, atol=1e-6) and torch.equal(out.visible, batch.visible)
 
 
+def test_blur_spreads_a_dot_by_its_width():
+    dots = torch.zeros(3, 3, 33, 33)
+    dots[:, :, 16, 16] = 1
+    out = augment.blur(dots, torch.tensor([0.0, 0.03, 0.06]), 0.06)
+    away = (torch.arange(33) - 16.0) ** 2
+    spread = (out.sum(2) * away).sum(-1).sqrt()  # of a column sum: the standard deviation, pixels
+    assert torch.allclose(spread, torch.tensor([0.0, 0.99, 1.98])[:, None].expand(3, 3), atol=0.02)
+    assert torch.allclose(out.sum((2, 3)), torch.ones(3, 3), atol=1e-5)
+    assert torch.equal(out[0], dots[0])
+
+
 def test_hand_moves_with_the_picture():
     side, count = 32, 16
     true = torch.rand((count, 2), generator=generator(0, 4)) * 0.5 + 0.25

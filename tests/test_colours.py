@@ -3,10 +3,14 @@
 import math
 from dataclasses import replace
 
+import vw2.torchvision_ops  # noqa: F401  (must come before torchvision is imported)
+
 import pytest
 import torch
+from torchvision.transforms import ColorJitter
 
-from vw2.media.colours import ColourConfig, colour_mix, jitter, recolour
+from vw2.media.colours import ColourConfig, colour_mix, recolour
+from vw2.media.jitter import CHANGES, jitter
 
 ALL = ColourConfig(share=1.0)
 STILL = replace(ALL, hue=0.0, saturation=0.0, contrast=0.0, brightness=0.0)
@@ -80,3 +84,21 @@ def test_jitter_is_one_draw_a_clip_and_within_its_bounds():
     torch.testing.assert_close(light.amin((1, 2, 3, 4)), light.amax((1, 2, 3, 4)))
     half = (jitter((grey,), 0.5, rng())[0] + 1) / 2 / 0.3
     torch.testing.assert_close(2 * (half - 1), light - 1, atol=1e-5, rtol=0)
+
+
+def test_jitter_is_torchvisions():
+    video = videos(8)
+    bounds = [(1 - width, 1 + width) if none else (-width, width) for _, none, width in CHANGES]
+    torch.manual_seed(3)
+    order, *factors = ColorJitter.get_params(*bounds)  # draws order and factors from torch's own generator
+
+    draws = [(factor - none) / width for factor, (_, none, width) in zip(factors, CHANGES, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *_, **__: (torch.tensor(draws, dtype=torch.float64) + 1) / 2)
+        patch.setattr(torch, "randperm", lambda *_, **__: order)
+        found = jitter((video,), 1.0, torch.Generator())[0]
+    torch.manual_seed(3)
+    frames = (video.transpose(1, 2) + 1) / 2  # ColorJitter draws once for a whole tensor of frames
+    expected = ColorJitter(*bounds)(frames).transpose(1, 2) * 2 - 1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (found - video).abs().max() > 0.05

@@ -15,9 +15,10 @@ from release_dit import SHAPES, TINY, needs_shapes
 from safetensors.torch import load_file, save_file
 from tiny_models import draw, tiny_config, tiny_ldm, wake
 
+from stages import export_release
 from stages.import_release import Options, dit
 from vw2.console import UserError
-from vw2.interop.checkpoints import write_checkpoint
+from vw2.interop.checkpoints import read_checkpoint, write_checkpoint
 from vw2.interop.dit import DiTConfig, import_dit
 from vw2.interop.keys_dit import Parts, buffers, to_release
 from vw2.models.backends import BackendConfig, load_backend
@@ -26,6 +27,7 @@ from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import load_whole
+from vw2.models.renderer import save_dldm
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = 12
@@ -128,6 +130,58 @@ def test_a_plain_dit_has_no_branch(tmp_path, options, checkpoint, prefix):
     assert not (tmp_path / "out" / "dit" / "control.safetensors").exists()
     vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm
     assert same(vdm.state_dict(), networks(0)[0].state_dict())
+
+
+@pytest.mark.parametrize("lead", ["net.", "", "model.net."])
+def test_both_networks_in_one_name_space(tmp_path, options, checkpoint, lead):
+    """As the authors' -ctrl.pt: a plain DiT and the layers of the branch that it lacks; the branch copies the rest."""
+    own = ("x_embedder2.", "input_hint_block.", "zero_blocks.")
+    dit_alone = {key.removeprefix("net."): value for key, value in checkpoint.items() if key.startswith("net.")}
+    branch = {key.removeprefix("net_ctrl."): value for key, value in checkpoint.items()}
+    added = {key: value for key, value in branch.items() if key.startswith(own)}
+    told = imported({lead + key: value for key, value in (dit_alone | added).items()}, tmp_path, options)
+    assert "dldm.control.weights to" in told
+    vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm
+    assert same(vdm.state_dict(), networks(0)[0].state_dict())
+    copied = to_release(Parts({}, load_file(tmp_path / "out" / "dit" / "control.safetensors")))
+    assert copied.keys() == to_release(Parts({}, networks(0)[1].state_dict())).keys()
+    for key, value in copied.items():
+        bare = key.removeprefix("net_ctrl.")
+        assert torch.equal(value, added[bare] if bare.startswith(own) else dit_alone[bare]), key
+
+
+def test_lora_of_the_warm_up(tmp_path, options, checkpoint):
+    layer = "net.blocks.0.self_attn.q_proj."
+    weight = checkpoint.pop(f"{layer}weight")
+    checkpoint |= {f"{layer}base_layer.weight": weight, f"{layer}lora_A.default.weight": torch.ones(2, len(weight))}
+    checkpoint[f"{layer}lora_B.default.weight"] = torch.zeros(len(weight), 2)
+    imported(checkpoint, tmp_path, options)
+    vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm
+    assert same(vdm.state_dict(), networks(0)[0].state_dict())
+    checkpoint[f"{layer}lora_B.default.weight"][0, 0] = 1
+    with pytest.raises(UserError, match="a LoRA that changes the DiT; merge it"):
+        imported(checkpoint, tmp_path, options)
+    with pytest.raises(ValueError, match="LoRA merged"):
+        to_release(Parts({"transformer.transformer_blocks.0.attn1.to_q.base_layer.weight": weight}))
+
+
+def test_a_dldm_goes_out_as_it_came(tmp_path, options, checkpoint):
+    imported(checkpoint, tmp_path, options)
+    folder = tmp_path / "out" / "dit"
+    save_ldm(tiny_ldm(), tmp_path / "data" / "warmup")
+    control = ControlConfig(2, 0.5, "mlp", True, weights=str(folder / "control.safetensors"))
+    config = tiny_config(backend=backend(folder), control=control, self_attention="full", cross_attention="full")
+    save_dldm(begin_joint(config, tmp_path / "data" / "warmup", tmp_path).dldm, tmp_path / "data" / "dldm")
+    export_release.dit(tmp_path / "data" / "dldm", tmp_path / "back.pt")
+    back = read_checkpoint(tmp_path / "back.pt")
+    assert {key for key in checkpoint if not key.endswith("_extra_state")} == back.keys()
+    weights = [key for key in back if "pos_embedder" not in key]  # their sizes say how long a video may be
+    assert same({key: checkpoint[key] for key in weights}, {key: back[key] for key in weights})
+    with pytest.raises(UserError, match="holds no dLDM; give the folder"):
+        export_release.dit(tmp_path / "data" / "warmup", tmp_path / "none.pt")
+    with pytest.raises(UserError, match="expected an LDM with the release's parts"):
+        export_release.tokenizer(tmp_path / "data" / "warmup", tmp_path / "none.pt")
+    assert not (tmp_path / "none.pt").exists()
 
 
 def test_a_dldm_begins_with_both(tmp_path, options, checkpoint):

@@ -21,7 +21,7 @@ from tiny_models import (
 )
 from tiny_stages import OPTIM, make_folder, write_params
 
-from stages import extract_codes, import_release, train_dldm, warmup_dldm
+from stages import export_release, extract_codes, import_release, train_dldm, warmup_dldm
 from vw2.console import UserError
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
@@ -262,6 +262,13 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
     codes = read_codes(Path("data/codes"))
     *_, (drawn,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
     assert drawn.shape == (9, 32, 32, 3)
+    # and back into their files
+    export_release.main("tokenizer", Path("data/dldm"), Path("back.pt"))
+    export_release.main("codes", Path("data/codes"), Path("codes.pt"))
+    import_release.main("tokenizer", Path("back.pt"), Path("data/again"), **options)
+    assert torch.equal(load_ldm(Path("data/again/tokenizer")).encode(video), renderer.ldm.encode(video))
+    told = torch.load("codes.pt", weights_only=True)
+    assert told["v0"].tolist() == codes["v0"].reshape(len(codes["v0"]), -1).tolist()
     with pytest.raises(UserError, match="dldm.levels is .* but the LDM in data/warmup was made with"):
         write = stage_params(CONTEXT).read_text().replace("codebook: 1000", "codebook: 64000")
         Path("params.yaml").write_text(write)
@@ -300,3 +307,16 @@ def test_the_whole_release():
     assert count(dldm) == count(dldm.ldm, dldm.vdm, dldm.control), "and nothing else"
     codes = torch.empty(1, 23, 4, 4, device="meta")
     assert dldm.tokens(codes).shape == (1, 92, 1024)
+
+
+def test_the_whole_paper():
+    """VDM with one learned token in front of the codes, the projection in the place of the connector."""
+    chosen = preset("paper")
+    with torch.device("meta"):
+        prior = random_cosmos(CosmosConfig(tokens=chosen.backend.tokens, attention="causal"))
+        dldm = DLDM(chosen, prior)
+    count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters())  # noqa: E731
+    assert count(dldm.ldm) == RELEASE - CONNECTOR and count(dldm.vdm) == 1_956_413_440 + 1024
+    assert count(dldm.control) == 240_494_368 and dldm.control.config.blocks == 3
+    assert count(dldm) == count(dldm.ldm, dldm.vdm, dldm.control, dldm.projection), "and nothing else"
+    assert dldm.tokens(torch.empty(1, 23, 4, 4, device="meta")).shape == (1, 92, 1024)

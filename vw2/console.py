@@ -33,6 +33,15 @@ class UserError(Exception):
     """Something the user can put right; the message is one sentence: expected, got, what to change."""
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What a class says of the settings that it is given (ValueError) is for the user to put right."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _sentence(error: BaseException) -> str | None:
     """The one sentence for an error the user can put right, None for a bug (which deserves its traceback)."""
     if isinstance(error, UserError):

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vw2.console import UserError
+from vw2.console import UserError, refusals
 from vw2.interop.checkpoints import KeyReport, import_models
-from vw2.interop.keys_dit import CONTROL, DIT, PLAIN
+from vw2.interop.keys_dit import CONTROL, DIT, PLAIN, Parts, buffers, to_release
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
+from vw2.models.dldm import DLDM
 
 RELEASE_CONTROL = ControlConfig(blocks=3, weight=0.5, hint="mlp", own_time=True)
 BRANCH = "control.safetensors"
@@ -41,6 +42,7 @@ def import_dit(
     """The networks of a checkpoint, which keep its tensors and their dtype, and how they fit.
 
     Args:
+        weights: where both networks share one name space, `vw2.interop.keys_dit.apart` first.
         ema, strict: as in vw2.interop.checkpoints.import_weights.
     Returns: VDM; control branch, None if the checkpoint has none (a dLDM then begins its own as copies of the VDM's
         blocks, as the authors' code does); one report for each.
@@ -48,12 +50,41 @@ def import_dit(
     """
     with torch.device("meta"):
         vdm = CosmosVDM(config.vdm)
-        try:
+        with refusals():  # settings that this VDM does not allow
             control = ControlBranch(config.control, vdm) if any(PLAIN[1][:-1] in key for key in weights) else None
-        except ValueError as error:  # settings that this VDM does not allow
-            raise UserError(str(error)) from error
     models = {DIT: vdm} | ({} if control is None else {CONTROL: control})
     return vdm, control, import_models(weights, models, ema, strict)
+
+
+def without_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint without the LoRA layers that the authors' warm-up puts into the DiT and does not train (sec. 2.4).
+
+    Raises: UserError if one of them does change the DiT.
+    """
+    found = {}
+    for key, value in weights.items():
+        if ".lora_B." in key and value.any():
+            raise UserError(f"{key} belongs to a LoRA that changes the DiT; merge it (peft: merge_and_unload) and save")
+        if ".lora_" not in key:
+            found[key.replace(".base_layer.", ".")] = value
+    return found
+
+
+def export_dit(dldm: DLDM) -> dict[str, Tensor]:
+    """VDM and control branch under the authors' names, with the buffers that their networks keep beside the weights.
+
+    Raises: ValueError if their networks have no place for a weight, UserError if there is no such branch.
+    """
+    config, branch = dldm.config, dldm.control
+    kind = (config.backend.kind, config.control.hint, config.control.own_time)
+    if kind != ("cosmos", "mlp", True) or not config.control.numbers:
+        raise UserError(
+            "expected a dLDM with dldm.backend.kind cosmos, dldm.control.hint mlp and dldm.control.own_time true, "
+            f"got {', '.join(map(str, kind))}; begin with `python -m stages.preset release`"
+        )
+    kept = buffers(dldm.vdm.config.head_width)
+    rest = {prefix + key: value for prefix in PLAIN for key, value in kept.items()}
+    return to_release(Parts(dldm.vdm.state_dict(), branch.state_dict(), rest))
 
 
 def write_dit(folder: Path, vdm: CosmosVDM, control: ControlBranch | None) -> None:

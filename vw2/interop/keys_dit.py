@@ -6,6 +6,7 @@ vw2.models.control.ControlBranch (hint mlp, own_time true). What has no place in
 that follow from the sizes) is kept in `rest`, so that nothing is lost.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -88,6 +89,38 @@ COPIED = EMBED | {old: f"last.{new}" for old, new in LAST.items()}  # of the DiT
 CONTROL_FLAT = COPIED | HINT
 
 
+def apart(state: State, blocks: Container[int]) -> State:
+    """A checkpoint in which both networks share one name space, with the branch's names in its own; others as they are.
+
+    So are the authors' `-ctrl.pt` files: a Cosmos-Predict2 checkpoint to which the layers of HINT were added. What both
+    networks have, the branch gets as copies of the DiT's, as in the authors' code (fact sheet, sec. 2.2).
+
+    Args:
+        state: their state dict; tensors are passed on, not copied.
+        blocks: which of the DiT's blocks the branch has.
+    """
+    hints = [(key, name) for key in state for name in HINT if key.startswith(name) or f".{name}" in key]
+    if not hints or any(prefix[:-1] in key for key in state for prefix in ("net_ctrl.", "net_ctrl_ema.")):
+        return state
+    key, name = hints[0]
+    lead = key[: key.index(name)]
+    averaged = lead.endswith(EMA[0])
+    container = lead.removesuffix(EMA[0] if averaged else PLAIN[0])
+    trunk, branch = (container + prefix for prefix in (EMA if averaged else PLAIN))
+    found = {}
+    for key, value in state.items():
+        bare = key.removeprefix(lead)
+        if not key.startswith(lead):
+            found[key] = value
+            continue
+        elsewhere = bare.startswith(CONTROL_BLOCKS[0]) and int(bare.split(".")[1]) not in blocks
+        if not elsewhere and _translate(bare, CONTROL_FLAT, CONTROL_BLOCKS, BLOCK):
+            found[branch + bare] = value
+        if not bare.startswith(tuple(HINT)):
+            found[trunk + bare] = value
+    return found
+
+
 def from_release(state: State, ema: bool = False, blocks: int = 3) -> Parts:
     """The authors' checkpoint in our names (fact sheet of the release, sec. 2.1 and 2.2).
 
@@ -97,6 +130,7 @@ def from_release(state: State, ema: bool = False, blocks: int = 3) -> Parts:
         blocks: where the checkpoint has no control branch, the first so many blocks, embeddings and last layer fill it
             too, as the authors' code does; 0 leaves `control` empty.
     """
+    state = apart(state, range(blocks)) if blocks else state
     dit, control = (EMA if ema else PLAIN)[0], (EMA if ema else PLAIN)[1]
     if not any(_bare(key)[0] == dit for key in state):
         dit = ""
@@ -135,8 +169,10 @@ def to_release(parts: Parts, ema: bool = False) -> State:
 def theirs(key: str, flat: dict[str, str], blocks: tuple[str, str]) -> str:
     """Our name of a weight -> theirs without prefix, by the rules of its network. Raises: as `to_release`."""
     old = _translate(key, _back(flat), blocks[::-1], _back(BLOCK))
-    if old is None:
-        raise ValueError(f"{key} has no place in the authors' checkpoint; export a model with their options only")
+    if old is None or any(part in key for part in (".base_layer.", ".lora_")):
+        raise ValueError(
+            f"{key} has no place in the authors' checkpoint; export a model with their options only, LoRA merged"
+        )
     return old
 
 

@@ -6,7 +6,7 @@ Legend: B videos, T frames, H W pixels.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,26 +50,6 @@ def recolour(video: Tensor, keys: Iterable[Iterable[int]], config: ColourConfig,
     light = brightness * config.brightness * changed
     mixed = torch.einsum("bij,bjthw->bithw", mix.to(video.device), video)
     return (mixed + light.to(video.device).view(-1, 1, 1, 1, 1)).clamp(-1, 1)
-
-
-def jitter(videos: Sequence[Tensor], strength: float, rng: torch.Generator) -> list[Tensor]:
-    """Slightly other colours, one draw a clip: brightness and contrast 1 +- 0.3, saturation 1 +- 0.2, hue +- 0.055 of
-    the circle (release; here hues turn about the grey axis, and contrast is about the mean grey of the clip).
-
-    Args:
-        videos: of the same clips, each (B, 3, T, H, W) in [-1, 1]; the first says the mean grey.
-        strength: factor on all four; 0 leaves the videos alone and draws nothing.
-    """
-    if strength == 0:
-        return list(videos)
-    draws = 2 * torch.rand(4, len(videos[0]), generator=rng) - 1
-    brightness, contrast, saturation, turn = strength * torch.tensor([[0.3], [0.3], [0.2], [0.055]]) * draws
-    at = {"device": videos[0].device, "dtype": videos[0].dtype}
-    factors = [(1 + each).clamp(min=0) for each in (saturation, brightness, contrast)]
-    mix = colour_mix(2 * math.pi * turn, *factors[:2], torch.zeros(len(turn), dtype=torch.bool)).to(**at)
-    mixed = [torch.einsum("bij,bjthw->bithw", mix, (video + 1) / 2).clamp(0, 1) for video in videos]
-    grey = mixed[0].mean((1, 2, 3, 4), keepdim=True)
-    return [(2 * torch.lerp(grey, each, factors[2].to(**at).view(-1, 1, 1, 1, 1)) - 1).clamp(-1, 1) for each in mixed]
 
 
 def colour_mix(angle: Tensor, saturation: Tensor, contrast: Tensor, swap: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from vw2.console import UserError
 from vw2.models.fsq import FSQ
-from vw2.models.nucleus import pick, row_generator
+from vw2.models.nucleus import pick_or_end, row_generator
 
 PAD, UNKNOWN = 0, 1  # word ids; those of the vocabulary begin at 2
 SIDE = 8  # first-frame features are pooled to at most SIDE x SIDE tokens (our choice)
@@ -244,7 +244,7 @@ class ARTransformer(nn.Module):
 
         Args:
             words: (R, W) int64; first: (R, C, h, w); keys: R strings, say "video/sample".
-            seed, temperature, top_p: see `pick`; temperature 0 is greedy.
+            seed, temperature, top_p: see `pick_or_end`; temperature 0 is greedy.
             max_clips: where to stop at the latest, config.max_clips if None.
             rows: how many to compute at once.
         Returns: R arrays (clips, K, N) int64, at least one clip each.
@@ -269,7 +269,7 @@ class ARTransformer(nn.Module):
         cache, inputs = DynamicCache(config=self.body.config), prefix
         for place in range(most):
             hidden = self.body(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
-            token = pick(self.logits(hidden[:, -1:], place)[:, 0], draws[alive, place], temperature, top_p)
+            token = pick_or_end(self.logits(hidden[:, -1:], place)[:, 0], draws[alive, place], temperature, top_p)
             on = token != shape.codebook
             if not on.all():
                 clips[alive[~on]] = place // shape.per_clip

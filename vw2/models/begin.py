@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vw2.console import UserError
+from vw2.console import UserError, refusals
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
 from vw2.models.dldm import DLDM, DLDMConfig
@@ -40,10 +40,8 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRende
     """
     prior = load_backend(config.backend, prior_folder)
     start_vdm(prior, config.vdm)
-    try:
+    with refusals():  # settings that this VDM does not allow
         dldm = DLDM(config, prior)
-    except ValueError as error:  # settings that this VDM does not allow
-        raise UserError(str(error)) from error
     check_same_codes(read_ldm_config(warm), config, warm)
     if left := take_over(dldm.ldm, warm / "ldm.safetensors"):
         raise UserError(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vw2.console import UserError
-from vw2.media.colours import jitter
+from vw2.media.jitter import jitter
 from vw2.models.adapt import AdaptConfig, adapt_vdm
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig

@@ -27,3 +27,17 @@ def pick(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> Ten
     place = torch.searchsorted(total, (draws * total[:, -1])[:, None], right=True)
     last = (share > 0).sum(-1, keepdim=True) - 1  # rounding must not lead past what is kept
     return order.gather(-1, torch.minimum(place, last))[:, 0]
+
+
+def pick_or_end(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:
+    """`pick`, but first whether it is END, the last token, and then which code; the temperature sharpens each choice.
+
+    Together they would not be sharpened alike: END is one token, where what goes on is shared among hundreds of codes,
+    and at a low temperature the likeliest single token takes all (our choice).
+
+    Args and returns: as `pick`.
+    """
+    codes, ending = logits[:, :-1], logits[:, -1] - logits[:, :-1].logsumexp(-1)  # log odds of END
+    end = torch.sigmoid(ending / temperature) if temperature else (ending > 0).to(draws.dtype)
+    left = ((draws - end) / (1 - end).clamp(min=torch.finfo(draws.dtype).tiny)).clamp(0, 1)
+    return torch.where(draws < end, logits.shape[-1] - 1, pick(codes, left, temperature, top_p))

@@ -1,6 +1,7 @@
 """Frames made to look unlike the training appearance: other colours, cameras, textures and sharpness.
 
-Our choice, for the step classifier alone (the paper trains its models without augmentation). No mirroring: a fold to
+Our choice, for the step classifier alone (the paper trains its models without augmentation, and has a classifier whose
+backbone has seen blurred pictures before). No mirroring: a fold to
 the left is not a fold to the right. Everything is drawn per frame from one generator and done on whole batches.
 Legend: B frames, H W pixels.
 """
@@ -28,11 +29,11 @@ class AugmentConfig:
     zoom: float = 0.08  # factor in 1 +- this
     turn: float = 6.0  # degrees
     tilt: float = 0.06  # perspective, change of size between the middle and the border
-    blur: float = 1.0  # weight of a 3 x 3 average
+    blur: float = 0.035  # standard deviation of a Gaussian, fraction of the picture's width
     grating: float = 0.15  # amplitude of stripes laid over the picture, in half the range of values
 
     def __post_init__(self):
-        if min(vars(self).values()) < 0 or max(self.saturation, self.contrast, self.zoom, self.tilt, self.blur) > 1:
+        if min(vars(self).values()) < 0 or max(self.saturation, self.contrast, self.zoom, self.tilt) > 1:
             raise ValueError("classifier.augment: expected values from 0 on, and factors of at most 1; lower them")
 
 
@@ -55,8 +56,7 @@ def augment(batch: FrameBatch, config: AugmentConfig, rng: torch.Generator) -> F
     mix = colour_mix(turn, saturation, contrast, torch.rand(count, generator=rng) < 0.5)
     frames = torch.einsum("bij,bjhw->bihw", mix, frames) + draw(config.brightness, 1, 1, 1)
     frames = frames + stripes(frames.shape[-2:], draw(config.grating), rng)
-    share = torch.rand((count, 1, 1, 1), generator=rng) * config.blur
-    frames = torch.lerp(frames, F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, 1), share)
+    frames = blur(frames, torch.rand(count, generator=rng) * config.blur, config.blur)
     return FrameBatch(frames.clamp(-1, 1), batch.label, hand, visible, batch.angle)
 
 
@@ -101,3 +101,20 @@ def stripes(size: tuple[int, int], amplitude: Tensor, rng: torch.Generator) -> T
     # sin(a + b) from four small tables: a wave costs no sine per pixel
     wave = row.sin()[:, :, None] * column.cos()[:, None] + row.cos()[:, :, None] * column.sin()[:, None]
     return (amplitude[:, None, None] * wave)[:, None]
+
+
+def blur(frames: Tensor, widths: Tensor, widest: float) -> Tensor:
+    """Each frame of (B, 3, H, W) under a Gaussian of its own; what lies beyond the border is its mirror image.
+
+    Args: widths: (B,) standard deviations as fractions of W; 0 leaves a frame as it is. widest: the largest possible.
+    """
+    reach = min(math.ceil(3 * widest * frames.shape[-1]), *(side - 1 for side in frames.shape[-2:]))
+    if not reach:
+        return frames
+    offset = torch.arange(-reach, reach + 1)
+    # at a twentieth of a pixel a Gaussian is the middle pixel alone
+    deviation = (widths * frames.shape[-1]).clamp(min=0.05)[:, None]
+    kernel = torch.softmax(-0.5 * (offset / deviation) ** 2, dim=1).repeat_interleave(3, 0)  # (3 B, 2 reach + 1)
+    planes = F.pad(frames, (reach,) * 4, mode="reflect").flatten(0, 1)[None]  # (1, 3 B, H + 2 reach, W + 2 reach)
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=len(kernel))
+    return F.conv2d(planes, kernel[:, None, :, None], groups=len(kernel)).view_as(frames)

@@ -1,6 +1,6 @@
 """What a stage asks before it trains on clips: do the config and the clips agree?"""
 
-from vw2.console import UserError
+from vw2.console import refusals
 from vw2.models.ldm import LDMConfig
 
 
@@ -9,8 +9,6 @@ def fit(config: LDMConfig, frames: int):
 
     Raises: UserError if clips and config contradict each other or weights of the loss are missing.
     """
-    try:
+    with refusals():
         config.loss().ready()
         return config.for_clips(frames)
-    except ValueError as error:
-        raise UserError(str(error)) from error
