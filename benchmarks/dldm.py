@@ -2,7 +2,7 @@
 
 Prints tokens per second of forward + backward, and the Q-former's time over all steps at once against a loop that
 looks at the frames of one step after the other, measured in turns in the same run; then block slices against a dense
-mask in the VDM (benchmarks/attention.py). Two minutes at the default size; figures in docs/speed.md.
+mask in the VDM (benchmarks/attention.py). Half a minute at the default size; figures in docs/speed.md.
 True size: --channels 128 --height 240 --width 416 --frames 93 (hours on a CPU, 30 GB).
 """
 
@@ -80,6 +80,7 @@ def main(
     batch: int = typer.Option(1),
     steps: int = typer.Option(24, help="K of the Q-former alone"),
     side: int = typer.Option(16, help="feature pixels of the Q-former alone; release: 15x26"),
+    features: int = typer.Option(512, help="width of the Q-former alone (release)"),
     repeats: int = typer.Option(3),
     device: str = typer.Option("cpu"),
 ) -> None:
@@ -98,15 +99,15 @@ def main(
 
     (spent,) = seconds([reconstruct], repeats)
     pixels = (1 + (frames - 1) // causal.time) * (height // causal.space) * (width // causal.space)
-    times = time_qformer(steps, side, causal.width, config.queries, repeats, device)
+    times = time_qformer(steps, side, features, config.queries, repeats, device)
     rows = {
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "threads": torch.get_num_threads(),
         "LDM, ms forward + backward": 1000 * spent,
         "LDM, feature tokens per second": batch * pixels / spent,
         "LDM, codes per second": batch * config.queries * (frames - 1) // causal.time / spent,
-        f"Q-former at K = {steps}, all steps at once, ms": 1000 * times.batched,
-        f"Q-former at K = {steps}, a loop over steps, ms": 1000 * times.looped,
+        f"Q-former at K = {steps}, C = {features}, all steps at once, ms": 1000 * times.batched,
+        f"Q-former at K = {steps}, C = {features}, a loop over steps, ms": 1000 * times.looped,
         "Q-former, loop / batched": times.looped / times.batched,
         "Q-former, largest difference": times.difference,
     }
