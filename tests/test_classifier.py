@@ -237,6 +237,8 @@ def test_blur_spreads_a_dot_by_its_width():
     assert torch.allclose(spread, torch.tensor([0.0, 0.99, 1.98])[:, None].expand(3, 3), atol=0.02)
     assert torch.allclose(out.sum((2, 3)), torch.ones(3, 3), atol=1e-5)
     assert torch.equal(out[0], dots[0])
+    with pytest.raises(ValueError, match="factors of at most 1"):
+        replace(STILL, blur=1.5)
 
 
 def test_hand_moves_with_the_picture():

@@ -25,6 +25,7 @@ from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.begin import begin_joint
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
+from vw2.models.dldm import DLDMConfig
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import load_whole
 from vw2.models.renderer import save_dldm
@@ -82,6 +83,15 @@ def backend(folder: Path) -> BackendConfig:
     """The imported folder with a VAE put into it."""
     AutoencoderKLWan(**VAE).save_pretrained(folder / "vae")
     return BackendConfig(kind="cosmos", weights=str(folder), tokens=TOKENS)
+
+
+def ready(checkpoint, tmp_path: Path, options: Options) -> tuple[DLDMConfig, Path]:
+    """Settings of a dLDM that begins with the imported networks, and the folder of its warm LDM."""
+    imported(checkpoint, tmp_path, options)
+    folder, warm = tmp_path / "out" / "dit", tmp_path / "data" / "warmup"
+    save_ldm(tiny_ldm(), warm)
+    control = ControlConfig(2, 0.5, "mlp", True, weights=str(folder / "control.safetensors"))
+    return tiny_config(backend=backend(folder), control=control, self_attention="full", cross_attention="full"), warm
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -166,35 +176,27 @@ def test_lora_of_the_warm_up(tmp_path, options, checkpoint):
 
 
 def test_a_dldm_goes_out_as_it_came(tmp_path, options, checkpoint):
-    imported(checkpoint, tmp_path, options)
-    folder = tmp_path / "out" / "dit"
-    save_ldm(tiny_ldm(), tmp_path / "data" / "warmup")
-    control = ControlConfig(2, 0.5, "mlp", True, weights=str(folder / "control.safetensors"))
-    config = tiny_config(backend=backend(folder), control=control, self_attention="full", cross_attention="full")
-    save_dldm(begin_joint(config, tmp_path / "data" / "warmup", tmp_path).dldm, tmp_path / "data" / "dldm")
+    config, warm = ready(checkpoint, tmp_path, options)
+    save_dldm(begin_joint(config, warm, tmp_path).dldm, tmp_path / "data" / "dldm")
     export_release.dit(tmp_path / "data" / "dldm", tmp_path / "back.pt")
     back = read_checkpoint(tmp_path / "back.pt")
     assert {key for key in checkpoint if not key.endswith("_extra_state")} == back.keys()
     weights = [key for key in back if "pos_embedder" not in key]  # their sizes say how long a video may be
     assert same({key: checkpoint[key] for key in weights}, {key: back[key] for key in weights})
     with pytest.raises(UserError, match="holds no dLDM; give the folder"):
-        export_release.dit(tmp_path / "data" / "warmup", tmp_path / "none.pt")
+        export_release.dit(warm, tmp_path / "none.pt")
     with pytest.raises(UserError, match="expected an LDM with the release's parts"):
-        export_release.tokenizer(tmp_path / "data" / "warmup", tmp_path / "none.pt")
+        export_release.tokenizer(warm, tmp_path / "none.pt")
     assert not (tmp_path / "none.pt").exists()
 
 
 def test_a_dldm_begins_with_both(tmp_path, options, checkpoint):
-    imported(checkpoint, tmp_path, options)
-    folder = tmp_path / "out" / "dit"
-    save_ldm(tiny_ldm(), tmp_path / "data" / "warmup")
-    control = ControlConfig(2, 0.5, "mlp", True, weights=str(folder / "control.safetensors"))
-    config = tiny_config(backend=backend(folder), control=control, self_attention="full", cross_attention="full")
-    dldm = begin_joint(config, tmp_path / "data" / "warmup", tmp_path).dldm
+    config, warm = ready(checkpoint, tmp_path, options)
+    dldm = begin_joint(config, warm, tmp_path).dldm
     vdm, branch = networks(0)
     assert same(dldm.vdm.state_dict(), vdm.state_dict()) and same(dldm.control.state_dict(), branch.state_dict())
     with pytest.raises(UserError, match="dldm.control.blocks must lie in 1..3"):
-        begin_joint(replace(config, control=replace(control, blocks=9)), tmp_path / "data" / "warmup", tmp_path)
+        begin_joint(replace(config, control=replace(config.control, blocks=9)), warm, tmp_path)
 
 
 def test_one_sentence_for_all_that_does_not_fit(tmp_path, options, checkpoint):

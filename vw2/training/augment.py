@@ -1,8 +1,8 @@
 """Frames made to look unlike the training appearance: other colours, cameras, textures and sharpness.
 
 Our choice, for the step classifier alone (the paper trains its models without augmentation, and has a classifier whose
-backbone has seen blurred pictures before). No mirroring: a fold to
-the left is not a fold to the right. Everything is drawn per frame from one generator and done on whole batches.
+backbone has seen blurred pictures before). No mirroring: a fold to the left is not a fold to the right. Everything is
+drawn per frame from one generator and done on whole batches.
 Legend: B frames, H W pixels.
 """
 
@@ -33,7 +33,7 @@ class AugmentConfig:
     grating: float = 0.15  # amplitude of stripes laid over the picture, in half the range of values
 
     def __post_init__(self):
-        if min(vars(self).values()) < 0 or max(self.saturation, self.contrast, self.zoom, self.tilt) > 1:
+        if min(vars(self).values()) < 0 or max(self.saturation, self.contrast, self.zoom, self.tilt, self.blur) > 1:
             raise ValueError("classifier.augment: expected values from 0 on, and factors of at most 1; lower them")
 
 
