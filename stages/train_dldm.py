@@ -30,9 +30,10 @@ from vw2.evaluation.health import code_health, write_health
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
-from vw2.models.backends import check_size
+from vw2.models.backends import check_size, guardrail_of
 from vw2.models.begin import begin_joint
-from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
+from vw2.models.dldm import DLDM, JointBatch
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.renderer import save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -42,7 +43,7 @@ from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
-from vw2.training.run import Group, OptimConfig, Run
+from vw2.training.run import Group, LongOptimConfig, Run
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -60,7 +61,8 @@ ROOT = Path(__file__).parents[1]
 class JointConfig:
     """Group `train_dldm` of params.yaml."""
 
-    optim: OptimConfig
+    optim: LongOptimConfig
+    clip_vdm_alone: bool  # optim.clip holds for the VDM's gradient alone (release)
     encoder_factor: float  # learning rate of encoder and queries, as a factor on optim.lr
     listen_steps: int  # steps in which the VDM learns to listen before the codes may move
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
@@ -68,23 +70,26 @@ class JointConfig:
 
 def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path) -> Run:
     """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
-    ldm = dldm.ldm
-    groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
-    listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.vdm, dldm.control)
-    groups += [Group(module) for module in listeners if module is not None]
+    ldm, every = dldm.ldm, not config.clip_vdm_alone
+    groups = [Group(module, config.encoder_factor, config.listen_steps, every) for module in (ldm.encoder, ldm.query)]
+    listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.control)
+    groups += [Group(module, clipped=every) for module in listeners if module is not None]
+    groups.append(Group(dldm.vdm))
     carried = Carried(walks, dldm.config.drawn_share, seed).to(accelerator.device)
     work = Run(accelerator, [*groups, Group(carried)], config.optim, folder, "train the dLDM")
     dldm.train()
     ldm.spread.eval()
     for step in work:
-        walked = walks[step]
-        video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
-        video = recolour(video, walked.keys, dldm.config.colours, seed)
-        batch = JointBatch(video, carried.first(walked, video, step))
-        with accelerator.autocast():
-            loss, logs, end = dldm(batch, vae, generator(seed, 7, step))
-        carried.keep(walked, end)
-        work.update(loss, logs)
+        rng = generator(seed, 7, step)
+        for walked, share in walks[step].parts(config.optim.micro_batch):
+            video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
+            video = recolour(video, walked.keys, dldm.config.colours, seed)
+            batch = JointBatch(video, carried.first(walked, video, step))
+            with accelerator.autocast():
+                loss, logs, end = dldm(batch, vae, rng)
+            carried.keep(walked, end)
+            work.add(loss, logs, share)
+        work.finish()
     return work
 
 
@@ -113,6 +118,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
+        guard = guardrail_of(renderer.backend)  # before the training, lest its package be missing after it
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
         rows = store.train_rows(sources)
@@ -125,13 +131,13 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         still = judge.pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
         figures |= judge.judge_denoising(dldm, vae, store, still, seed)
-        rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
+        rendered, sheet = judge.judge_rendering(renderer, store, still, seed, guard)
         write_sheet(PLOT, sheet)
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
         shaken = judge.pick_clips(store, "test", 1, seed, sources)
         if shaken:
-            rendered |= judge.judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
+            rendered |= judge.judge_rendering(renderer, store, shaken, seed, guard, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:
             save_dldm(dldm, temporary)
         write_curves(work.history, LOGS)

@@ -20,8 +20,9 @@ from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
+from vw2.guardrail import Guardrail
 from vw2.media.sheet import write_sheet
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import load_ldm, save_ldm
 from vw2.models.renderer import LDMRenderer
 from vw2.provenance import runtime, write_metrics
@@ -30,7 +31,7 @@ from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips
-from vw2.training.run import OptimConfig
+from vw2.training.run import LongOptimConfig
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -48,7 +49,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     seed = values["seed"]
     store = ClipStore(CLIPS)
     dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
-    config = parameters.build(OptimConfig, values["train_plain_ldm"], "train_plain_ldm")
+    config = parameters.build(LongOptimConfig, values["train_plain_ldm"], "train_plain_ldm")
     chosen_sources = parameters.leaf(values, "train_dldm.sources", tuple[str, ...] | None)
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
@@ -71,17 +72,19 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         warm = encode_rows(ldm, store, judged)
         rows = store.train_rows(sources)
         walks = Walks(store, rows, seed + 1, config.batch)
-        work = train(accelerator, ldm, walks, config, seed + 1, folder, "train the plain LDM")
+        title = "train the plain LDM"
+        work = train(accelerator, ldm, walks, config, seed + 1, folder, title, config.micro_batch)
         ldm.eval()
         codes = encode_rows(ldm, store, judged)
         figures = code_changes(warm, codes, store, judged, truth, about, seed, levels)
         figures["train.recon"] = work.averages["train/recon"]
         still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge_coarse(ldm, store, still, seed)
-        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed, Guardrail())
         shaken = pick_clips(store, "test", 1, seed, sources)
         if shaken:
-            rendered |= judge_rendering(LDMRenderer(ldm), store, shaken, seed, "render_nuisance")[0]
+            more, _ = judge_rendering(LDMRenderer(ldm), store, shaken, seed, Guardrail(), "render_nuisance")
+            rendered |= more
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:
             save_ldm(ldm, temporary)

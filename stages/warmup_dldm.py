@@ -21,10 +21,11 @@ from vw2.console import console, run, table
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
+from vw2.guardrail import Guardrail
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
@@ -38,7 +39,7 @@ from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips
 from vw2.training.rounds import PretrainLDMConfig, check_made
-from vw2.training.run import Group, OptimConfig, Run
+from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
 
 CLIPS = Path("data/clips")
 PRETRAINED = Path("data/pretrained")
@@ -50,25 +51,28 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class WarmupConfig(OptimConfig):
+class WarmupConfig(LongOptimConfig):
     """Group `warmup_dldm` of params.yaml."""
 
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
 
-def train(accelerator, ldm: LDM, walks: Walks, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
+def train(
+    accelerator, ldm: LDM, walks: Walks, config: OptimConfig, seed: int, folder: Path, title: str, micro_batch=None
+) -> Run:
     """Reconstruction of train clips; also all there is to training the plain LDM."""
     carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
     work = Run(accelerator, [Group(ldm), Group(carried)], config, folder, title)
     ldm.train()
     for step in work:
-        walked = walks[step]
-        video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
-        video = recolour(video, walked.keys, ldm.config.colours, seed)
-        with accelerator.autocast():
-            loss, logs, end = ldm(video, carried.first(walked, video, step))
-        carried.keep(walked, end)
-        work.update(loss, logs)
+        for walked, share in walks[step].parts(micro_batch):
+            video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
+            video = recolour(video, walked.keys, ldm.config.colours, seed)
+            with accelerator.autocast():
+                loss, logs, end = ldm(video, carried.first(walked, video, step))
+            carried.keep(walked, end)
+            work.add(loss, logs, share)
+        work.finish()
     return work
 
 
@@ -105,7 +109,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         walks = Walks(store, rows, seed, config.batch)
-        work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM")
+        work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch)
         ldm.eval()
         judged = pick_clips(store, "train", 2, seed, sources)
         codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()
@@ -113,7 +117,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures["train.recon"] = work.averages["train/recon"]
         probe = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge_coarse(ldm, store, probe, seed)
-        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed, Guardrail())
         write_sheet(PLOT, sheet)
         write_health(CODES_PLOT, code_health(codes, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm.codebook, codes.shape, CODES_PLOT, PLOT)

@@ -53,6 +53,15 @@ class Guardrail:
             raise UserError("the guardrail refuses a rendered video as unsafe; roll out from another picture")
         return checked
 
+    def shown(self, frames: np.ndarray) -> np.ndarray:
+        """(T, H, W, 3) uint8 rendered frames for a picture beside a training: black where they are refused, so that
+        nothing that was trained is lost for it."""
+        try:
+            return self.frames(frames)
+        except UserError as error:
+            say(f"left black in the picture: {error}")
+            return np.zeros_like(frames)
+
 
 def guardrail(needed: bool, enabled: bool, device: torch.device | str = "cpu") -> Guardrail:
     """The guardrail for some weights.

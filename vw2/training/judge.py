@@ -13,6 +13,7 @@ from vw2.evaluation.codes import changed_fraction, code_report, digit_features, 
 from vw2.evaluation.health import code_health, motion_share
 from vw2.evaluation.intervals import bootstrap_mean, bootstrap_ratio
 from vw2.evaluation.rendering import other_video, render_figures
+from vw2.guardrail import Guardrail
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.dldm import DLDM
 from vw2.models.layers import device_of
@@ -60,8 +61,16 @@ def pick_clips(
 
 
 @torch.no_grad()
-def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render", batch: int = 32):
-    """Figures of vw2.evaluation.rendering for the chosen clips, and rows for a contact sheet."""
+def judge_rendering(
+    renderer,
+    store: ClipStore,
+    rows: list[int],
+    seed: int,
+    guard: Guardrail,
+    prefix: str = "render",
+    batch: int = 32,
+) -> tuple[dict[str, dict], list]:
+    """Figures of vw2.evaluation.rendering for the chosen clips; rows for a contact sheet, past the guardrail."""
     real, device = [store.frames(row) for row in rows], device_of(renderer.ldm)
     videos = store.index[rows]["video"].to_list()
     codes = encode_rows(renderer.ldm, store, rows)
@@ -87,9 +96,9 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
         sheet += [
             (f"{videos[n]} real", real[n]),
             ("coarse", to_uint8(coarse[0])),
-            ("own codes", own[n]),
+            ("own codes", guard.shown(own[n])),
         ]
-        sheet += [("other codes", other[n])] if len(set(videos)) > 1 else []
+        sheet += [("other codes", guard.shown(other[n]))] if len(set(videos)) > 1 else []
     return figures, sheet
 
 

@@ -4,6 +4,14 @@ run = Run(...)
 for step in run:                      # begins where the last checkpoint ended
     loss, logs = model(batch(step))   # everything drawn from (seed, step)
     run.update(loss, logs)
+
+or, where a batch is too large to go through the model at once:
+
+for step in run:
+    for part in parts(batch(step)):
+        loss, logs = model(part)
+        run.add(loss, logs, len(part) / batch_size)
+    run.finish()
 """
 
 import math
@@ -48,12 +56,37 @@ class OptimConfig:
         if not 0 <= self.warmup < max(self.steps, 1):
             raise ValueError(f"warmup must lie in [0, steps), got {self.warmup} of {self.steps}; lower it")
 
+    def factor(self, step: int) -> float:
+        """On the learning rates, at a 0-based step."""
+        return warmup_decay(step, self.warmup, self.steps)
 
-def warmup_decay(step: int, warmup: int, steps: int) -> float:
-    """Learning-rate factor of a 0-based step: linear up, linear down to 0 (VideoWorld 2, table 4)."""
+
+@dataclass(frozen=True)
+class LongOptimConfig(OptimConfig):
+    """And what long trainings of large models ask for."""
+
+    decay_steps: int | None = None  # step at which the decay ends, beyond the last one too; None: steps (paper)
+    last_factor: float = 0.0  # share of the peak at which it ends
+    micro_batch: int | None = None  # clips that go through the model at once; None: all of a step
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.decay_steps is not None and self.decay_steps <= self.warmup:
+            raise ValueError(f"decay_steps must be above warmup or null, got {self.decay_steps}; raise it")
+        if not 0 <= self.last_factor <= 1:
+            raise ValueError(f"last_factor must lie in [0, 1], got {self.last_factor}; change it")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1 or null, got {self.micro_batch}; raise it")
+
+    def factor(self, step: int) -> float:
+        return warmup_decay(step, self.warmup, self.decay_steps or self.steps, self.last_factor)
+
+
+def warmup_decay(step: int, warmup: int, steps: int, last: float = 0.0) -> float:
+    """Learning-rate factor of a 0-based step: linear up, linear down to `last` (VideoWorld 2, table 4: 0)."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return max(0.0, (steps - step) / max(1, steps - warmup))
+    return last + (1 - last) * max(0.0, (steps - step) / max(1, steps - warmup))
 
 
 @dataclass(frozen=True)
@@ -63,6 +96,7 @@ class Group:
     module: torch.nn.Module
     factor: float = 1.0  # on the learning rate
     begin: int = 0  # first step at which it may move
+    clipped: bool = True  # does `clip` hold for its gradient, taken together with that of all others it holds for?
 
 
 def optimizers(groups: list[Group], config: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -99,12 +133,14 @@ class Run:
         self.accelerator, self.config, self.title, self.log_every = accelerator, config, title, log_every
         self.modules = [group.module for group in groups]
         self.groups = [group for group in groups if any(p.requires_grad for p in group.module.parameters())]
-        self.parameters = [p for group in self.groups for p in group.module.parameters() if p.requires_grad]
+        clipped = [group.module for group in self.groups if group.clipped]
+        self.clipped = [p for module in clipped for p in module.parameters() if p.requires_grad]
         self.optimizers = optimizers(self.groups, config)
         self.checkpoint = folder / "checkpoint.pt"
         self.logs = folder / "log"
         self.history: list[dict[str, float]] = []
         self.step = 0
+        self.sums: dict[str, float] = {}  # of the step that is being added up
         self.averages: dict[str, float] = {}
         if self.checkpoint.exists():
             self._load()
@@ -121,29 +157,41 @@ class Run:
                 yield self.step
 
     def update(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor]) -> None:
-        """Backward, clip, step, schedule, log, checkpoint."""
+        """A whole step: backward, clip, step, schedule, log, checkpoint."""
+        self.add(loss, logs)
+        self.finish()
+
+    def add(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor], share: float = 1.0) -> None:
+        """Backward of some of a step's clips, which are so large a share of it."""
         if not torch.isfinite(loss):
             raise UserError(f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate")
-        factor = warmup_decay(self.step, self.config.warmup, self.config.steps)
+        if not self.sums:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss * share)
+        for key, value in {"loss": loss.detach(), **logs}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + share * float(value)
+
+    def finish(self) -> None:
+        """Clip, step, schedule, log, checkpoint, once all of a step's clips are added."""
+        factor = self.config.factor(self.step)
         for optimizer in self.optimizers:
             for slot, group in zip(optimizer.param_groups, self.groups, strict=True):
                 slot["lr"] = optimizer.defaults["lr"] * factor * group.factor if self.step >= group.begin else 0.0
-            optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = self.accelerator.clip_grad_norm_(self.clipped, self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
-        self._log({"loss": loss.detach(), **logs, "gradient_norm": norm})
+        self._log(self.sums | {"gradient_norm": float(norm)})
+        self.sums = {}
         self.step += 1
         self.bar.advance(1, loss=self.averages["loss"])
         if self.step % self.config.save_every == 0 or self.step == self.config.steps:
             self.save()
 
-    def _log(self, logs: dict[str, float | torch.Tensor]) -> None:
+    def _log(self, logs: dict[str, float]) -> None:
         """Exponential averages of every logged number, written each `log_every` steps and after the last."""
         keep = 1 - 1 / self.log_every
         for key, value in logs.items():
-            value = float(value)
             if math.isfinite(value):
                 self.averages[key] = keep * self.averages[key] + (1 - keep) * value if key in self.averages else value
         if (self.step + 1) % self.log_every == 0 or self.step + 1 == self.config.steps:
