@@ -27,6 +27,7 @@ from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
+from vw2.guardrail import Guardrail
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
@@ -43,6 +44,7 @@ from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
+from vw2.training.parallel import leave_to_first, rank_key, shared_walks
 from vw2.training.run import Group, LongOptimConfig, Run
 
 CLIPS = Path("data/clips")
@@ -73,14 +75,13 @@ def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed:
     ldm, every = dldm.ldm, not config.clip_vdm_alone
     groups = [Group(module, config.encoder_factor, config.listen_steps, every) for module in (ldm.encoder, ldm.query)]
     listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.control)
-    groups += [Group(module, clipped=every) for module in listeners if module is not None]
-    groups.append(Group(dldm.vdm))
+    groups += [*(Group(module, clipped=every) for module in listeners if module is not None), Group(dldm.vdm)]
     carried = Carried(walks, dldm.config.drawn_share, seed).to(accelerator.device)
-    work = Run(accelerator, [*groups, Group(carried)], config.optim, folder, "train the dLDM")
+    work = Run(accelerator, [*groups, Group(carried, own=True)], config.optim, folder, "train the dLDM")
     dldm.train()
     ldm.spread.eval()
     for step in work:
-        rng = generator(seed, 7, step)
+        rng = generator(seed, 7, step, *rank_key(accelerator))
         for walked, share in walks[step].parts(config.optim.micro_batch):
             video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
             video = recolour(video, walked.keys, dldm.config.colours, seed)
@@ -103,27 +104,28 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     levels = dldm_config.ldm.resolved()
+    accelerator = start(compute, seed, shared=True)
     table("train_dldm", {**asdict(dldm_config), "levels": levels, **asdict(config)})
-    accelerator = start(compute, seed)
-    code = import_closure(Path(__file__), ROOT)
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
+    chosen |= {"processes": accelerator.num_processes}
     if dldm_config.backend.kind == "mini":
         made = json.loads((PRIOR / "config.json").read_text())["record"]
         check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
-    folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
+    folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
     with runtime("train_dldm"):
         renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
-        guard = guardrail_of(renderer.backend)  # before the training, lest its package be missing after it
+        guard = guardrail_of(renderer.backend) if accelerator.is_main_process else Guardrail()  # fails now or never
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
         rows = store.train_rows(sources)
-        walks = Walks(store, rows, seed, config.optim.batch)
+        walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
         work = train(accelerator, dldm, vae, walks, config, seed, folder)
+        leave_to_first(accelerator)
         renderer.eval()
         joint = judge.encode_rows(dldm.ldm, store, judged)
         figures = judge.code_changes(warm, joint, store, judged, truth, about, seed, levels)
@@ -135,8 +137,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         write_sheet(PLOT, sheet)
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
-        shaken = judge.pick_clips(store, "test", 1, seed, sources)
-        if shaken:
+        if shaken := judge.pick_clips(store, "test", 1, seed, sources):
             rendered |= judge.judge_rendering(renderer, store, shaken, seed, guard, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:
             save_dldm(dldm, temporary)

@@ -19,7 +19,6 @@ from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
-from vw2.data.walks import Walks
 from vw2.guardrail import Guardrail
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm_config import DLDMConfig
@@ -31,6 +30,7 @@ from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips
+from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.run import LongOptimConfig
 
 CLIPS = Path("data/clips")
@@ -52,14 +52,15 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     config = parameters.build(LongOptimConfig, values["train_plain_ldm"], "train_plain_ldm")
     chosen_sources = parameters.leaf(values, "train_dldm.sources", tuple[str, ...] | None)
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
+    accelerator = start(compute, seed, shared=True)
     table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
-    accelerator = start(compute, seed)
     chosen = {
         "seed": seed,
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
         "sources": chosen_sources,
         "compute": asdict(compute),
+        "processes": accelerator.num_processes,
     }
     levels = dldm.ldm.resolved()
     truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
@@ -71,9 +72,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(ldm, store, judged)
         rows = store.train_rows(sources)
-        walks = Walks(store, rows, seed + 1, config.batch)
+        walks = shared_walks(accelerator, store, rows, seed + 1, config.batch, "train_plain_ldm.batch")
         title = "train the plain LDM"
         work = train(accelerator, ldm, walks, config, seed + 1, folder, title, config.micro_batch)
+        leave_to_first(accelerator)
         ldm.eval()
         codes = encode_rows(ldm, store, judged)
         figures = code_changes(warm, codes, store, judged, truth, about, seed, levels)

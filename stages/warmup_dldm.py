@@ -38,6 +38,7 @@ from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips
+from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.rounds import PretrainLDMConfig, check_made
 from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
 
@@ -62,7 +63,7 @@ def train(
 ) -> Run:
     """Reconstruction of train clips; also all there is to training the plain LDM."""
     carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
-    work = Run(accelerator, [Group(ldm), Group(carried)], config, folder, title)
+    work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
     ldm.train()
     for step in work:
         for walked, share in walks[step].parts(micro_batch):
@@ -86,10 +87,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
     if pretrained.use:
         check_made(PRETRAINED, pretrained)
-    accelerator = start(compute, seed)
+    accelerator = start(compute, seed, shared=True)
+    table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
     code = import_closure(Path(__file__), ROOT)
     chosen = {
         "use": pretrained.use,
@@ -97,6 +98,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
         "compute": asdict(compute),
+        "processes": accelerator.num_processes,
     }
     sources = store.sources(config.sources, "warmup_dldm.sources")
     folder = scratch_dir(
@@ -108,8 +110,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         if pretrained.use:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
-        walks = Walks(store, rows, seed, config.batch)
+        walks = shared_walks(accelerator, store, rows, seed, config.batch, "warmup_dldm.batch")
         work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch)
+        leave_to_first(accelerator)
         ldm.eval()
         judged = pick_clips(store, "train", 2, seed, sources)
         codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()

@@ -103,7 +103,7 @@ def test_who_begins_with_what_was_drawn_does_not_depend_on_the_parts():
         height = width = 2
 
     class Some:
-        walkers, batch, store = 20, 5, Store
+        walkers, batch, store, rank, ranks = 20, 5, Store, 0, 1
 
     carried, video = Carried(Some, 0.5, 0), torch.ones(5, 3, 1, 2, 2)
     walked = Walked(np.zeros((5, 1)), np.full(5, True), slice(10, 15), [(0, 0)] * 5)

@@ -22,13 +22,15 @@ class Carried(nn.Module):
 
     def __init__(self, walks: Walks, share: float, seed: int):
         super().__init__()
-        self.share, self.seed, self.batch = share, seed, walks.batch
+        self.share, self.seed = share, seed
+        self.batch, self.rank, self.ranks = walks.batch, walks.rank, walks.ranks
         self.register_buffer("frames", torch.zeros(walks.walkers, 3, 1, walks.store.height, walks.store.width))
 
     def first(self, walked: Walked, video: Tensor, step: int) -> Tensor:
         """First frames (B, 3, 1, H, W) to draw over: those of `video` (B, 3, T, H, W), or the carried ones."""
-        luck = torch.rand(self.batch, generator=generator(self.seed, 11, step)) < self.share
-        luck = luck[walked.walkers.start % self.batch :][: len(video)]  # all of a step's clips are drawn for at once
+        luck = torch.rand(self.batch * self.ranks, generator=generator(self.seed, 11, step)) < self.share
+        low = self.rank * self.batch + walked.walkers.start % self.batch  # all of a step's clips are drawn for at once
+        luck = luck[low : low + len(video)]
         own = (luck & torch.from_numpy(walked.follows)).to(video.device).view(-1, 1, 1, 1, 1)
         return torch.where(own, self.frames[walked.walkers], video[:, :, :1])
 

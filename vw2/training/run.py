@@ -16,6 +16,7 @@ for step in run:
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dvclive import Live
 from vw2.console import UserError, progress
 from vw2.scratch import atomic_file
 from vw2.training.muon import Muon, matrices
+from vw2.training.parallel import average, of_all, statistics
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Group:
     factor: float = 1.0  # on the learning rate
     begin: int = 0  # first step at which it may move
     clipped: bool = True  # does `clip` hold for its gradient, taken together with that of all others it holds for?
+    own: bool = False  # its state differs from process to process
 
 
 def optimizers(groups: list[Group], config: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -132,7 +135,9 @@ class Run:
     ):
         self.accelerator, self.config, self.title, self.log_every = accelerator, config, title, log_every
         self.modules = [group.module for group in groups]
+        self.own = [number for number, group in enumerate(groups) if group.own]
         self.groups = [group for group in groups if any(p.requires_grad for p in group.module.parameters())]
+        self.parameters = [p for group in self.groups for p in group.module.parameters() if p.requires_grad]
         clipped = [group.module for group in self.groups if group.clipped]
         self.clipped = [p for module in clipped for p in module.parameters() if p.requires_grad]
         self.optimizers = optimizers(self.groups, config)
@@ -147,14 +152,21 @@ class Run:
 
     def __iter__(self) -> Iterator[int]:
         with (
-            Live(str(self.logs), resume=self.step > 0, save_dvc_exp=False, dvcyaml=None) as self.live,
+            self._live() as self.live,
             progress(self.config.steps, self.title) as self.bar,
         ):
-            self.live.step = self.step
+            if self.live is not None:
+                self.live.step = self.step
             if self.step:
                 self.bar.resume(self.step)
             while self.step < self.config.steps:
                 yield self.step
+
+    def _live(self) -> AbstractContextManager:
+        """The log, or None where process 0 keeps it."""
+        if not self.accelerator.is_main_process:
+            return nullcontext()
+        return Live(str(self.logs), resume=self.step > 0, save_dvc_exp=False, dvcyaml=None)
 
     def update(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor]) -> None:
         """A whole step: backward, clip, step, schedule, log, checkpoint."""
@@ -178,6 +190,8 @@ class Run:
         for optimizer in self.optimizers:
             for slot, group in zip(optimizer.param_groups, self.groups, strict=True):
                 slot["lr"] = optimizer.defaults["lr"] * factor * group.factor if self.step >= group.begin else 0.0
+        average(self.accelerator, [p.grad for p in self.parameters if p.grad is not None])
+        average(self.accelerator, statistics(self.modules))
         norm = self.accelerator.clip_grad_norm_(self.clipped, self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -195,10 +209,11 @@ class Run:
             if math.isfinite(value):
                 self.averages[key] = keep * self.averages[key] + (1 - keep) * value if key in self.averages else value
         if (self.step + 1) % self.log_every == 0 or self.step + 1 == self.config.steps:
-            self.live.step = self.step + 1
-            for key, value in self.averages.items():
-                self.live.log_metric(key, value, timestamp=False)
-            self.live.make_summary()
+            if self.live is not None:
+                self.live.step = self.step + 1
+                for key, value in self.averages.items():
+                    self.live.log_metric(key, value, timestamp=False)
+                self.live.make_summary()
             self.history.append({"step": self.step + 1, **self.averages})
 
     def save(self) -> None:
@@ -210,14 +225,21 @@ class Run:
             "averages": self.averages,
             "history": self.history,
         }
+        # process 0 writes for all; beside its own states those that others have to themselves
+        own = of_all(self.accelerator, {number: state["modules"][number] for number in self.own})
+        if not self.accelerator.is_main_process:
+            return
+        if own[1:]:
+            state["others"] = own[1:]
         with atomic_file(self.checkpoint) as temporary:
             with temporary.open("wb") as stream:  # torch's own writer hides that the disk is full
                 torch.save(state, stream)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        for module, weights in zip(self.modules, state["modules"], strict=True):
-            module.load_state_dict(weights)
+        others = [{}, *state.get("others", [])]
+        for number, weights in enumerate(state["modules"]):
+            self.modules[number].load_state_dict(others[self.accelerator.process_index].get(number, weights))
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.step, self.averages, self.history = state["step"], state["averages"], state["history"]
