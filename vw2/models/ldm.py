@@ -10,6 +10,7 @@ Alg. 1.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from vw2.models.causal3d import ResidualBlock
 from vw2.models.causal_decoder import CausalDecoder
 from vw2.models.causal_encoder import CausalEncoder
 from vw2.models.drawing import Drawing
-from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder
+from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder, LookingDecoder
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH
 from vw2.models.layers import GROUPS, HEADS
@@ -53,6 +54,7 @@ class LDMConfig:
         "change"  # what queries see of the frames: f_j (paper), or f_j - f_(j-1)
     )
     history_width: int = 128  # of the code history in the decoder
+    lookups: int = 0  # colours that each place of the decoder looks up in the first frame
     # parts causal
     causal: CausalConfig = field(default_factory=CausalConfig)
     # both
@@ -68,7 +70,7 @@ class LDMConfig:
     def __post_init__(self):
         resolve_levels(self.codebook, self.levels)
         at_least("dldm", self, queries=1, size=1, encoder_blocks=1, decoder_blocks=1, query_layers=1, max_steps=1)
-        at_least("dldm", self, vgg_weight=0, pixel_motion_weight=0)
+        at_least("dldm", self, vgg_weight=0, pixel_motion_weight=0, lookups=0)
         multiples("dldm", self, width=GROUPS, query_width=HEADS, history_width=HEADS)
         if not 0 <= self.drawn_share <= 1:
             raise ValueError(f"dldm.drawn_share must lie in [0, 1], got {self.drawn_share}; change it")
@@ -117,6 +119,7 @@ class Parts(NamedTuple):
 def frame_parts(config: LDMConfig) -> Parts:
     """The mini's (our choice)."""
     digits, (height, width) = len(config.resolved()), (side // PATCH for side in config.sides)
+    decoder = partial(LookingDecoder, number=config.lookups) if config.lookups else FrameDecoder
     return Parts(
         FrameEncoder(config.width, config.encoder_blocks),
         PrefixQueries(
@@ -131,7 +134,7 @@ def frame_parts(config: LDMConfig) -> Parts:
         ),
         # keeps each digit of each query spread over its levels; shared by all steps
         nn.BatchNorm1d(config.queries * digits, affine=False, momentum=0.05),
-        FrameDecoder(
+        decoder(
             config.width,
             config.decoder_blocks,
             CodeHistory(config.queries * digits, config.history_width, config.max_steps),
