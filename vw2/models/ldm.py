@@ -21,7 +21,7 @@ from vw2.models.causal import CausalConfig, CausalQueries
 from vw2.models.causal3d import ResidualBlock
 from vw2.models.causal_decoder import CausalDecoder
 from vw2.models.causal_encoder import CausalEncoder
-from vw2.models.drawing import Drawing
+from vw2.models.drawing import Drawing, enlarge
 from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH
@@ -198,14 +198,15 @@ class LDM(nn.Module):
         return self.quantise(self.features(self.shrink(video)))[1]
 
     @torch.no_grad()
-    def coarse(self, first_frame: Tensor, index: Tensor) -> Tensor:
-        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, H, W)."""
-        return self.drawing(first_frame, index).over(first_frame).clamp(-1, 1)
+    def coarse(self, first_frame: Tensor, index: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, H, W), or at `size`."""
+        video = self.drawing(first_frame, index).over(first_frame)
+        return enlarge(video, size or tuple(first_frame.shape[-2:])).clamp(-1, 1)
 
     @torch.no_grad()
     def coarse_end(self, first_frame: Tensor, index: Tensor) -> Tensor:
-        """The last frame of the coarse video (B, 3, 1, *size), at the LDM's own size."""
-        return self.drawing(first_frame, index).end(self.shrink(first_frame))
+        """The last frame of the coarse video (B, 3, 1, *size), at the LDM's own size and not clamped (release)."""
+        return self.drawing(first_frame, index).last().over(self.shrink(first_frame))
 
     def drawing(self, first_frame: Tensor, index: Tensor) -> Drawing:
         """What the coarse decoder draws for first frame and code indices."""
