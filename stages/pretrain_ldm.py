@@ -29,7 +29,6 @@ from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
-from vw2.guardrail import Guardrail
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
@@ -113,7 +112,7 @@ def main(
         judged = range(len(store))[:512]
         names = store.index["video"][: len(judged)].to_list()
         figures = code_figures(encode_rows(ldm, store, judged), ldm_config.resolved(), names)
-        rendered, sheet = judge_rendering(LDMRenderer(ldm), held_out, list(range(HELD_OUT)), seed, Guardrail())
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), held_out, list(range(HELD_OUT)), seed)
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:
             shutil.copytree(last, temporary, dirs_exist_ok=True)

@@ -27,7 +27,6 @@ from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
-from vw2.guardrail import Guardrail
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
@@ -112,14 +111,13 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         made = json.loads((PRIOR / "config.json").read_text())["record"]
         check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     sources = store.sources(config.sources, "train_dldm.sources")
-    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
+    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
     with runtime("train_dldm"):
         renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
-        guard = guardrail_of(renderer.backend) if accelerator.is_main_process else Guardrail()  # fails now or never
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
         rows = store.train_rows(sources)
@@ -133,12 +131,12 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         still = judge.pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
         figures |= judge.judge_denoising(dldm, vae, store, still, seed)
-        rendered, sheet = judge.judge_rendering(renderer, store, still, seed, guard)
-        write_sheet(PLOT, sheet)
+        rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
+        write_sheet(PLOT, guardrail_of(renderer.backend, accelerator.device).sheet(sheet))
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
         if shaken := judge.pick_clips(store, "test", 1, seed, sources):
-            rendered |= judge.judge_rendering(renderer, store, shaken, seed, guard, "render_nuisance")[0]
+            rendered |= judge.judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:
             save_dldm(dldm, temporary)
         write_curves(work.history, LOGS)

@@ -19,7 +19,6 @@ from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
-from vw2.guardrail import Guardrail
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import load_ldm, save_ldm
@@ -82,11 +81,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures["train.recon"] = work.averages["train/recon"]
         still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge_coarse(ldm, store, still, seed)
-        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed, Guardrail())
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
         shaken = pick_clips(store, "test", 1, seed, sources)
         if shaken:
-            more, _ = judge_rendering(LDMRenderer(ldm), store, shaken, seed, Guardrail(), "render_nuisance")
-            rendered |= more
+            rendered |= judge_rendering(LDMRenderer(ldm), store, shaken, seed, "render_nuisance")[0]
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:
             save_ldm(ldm, temporary)

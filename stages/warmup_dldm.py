@@ -17,11 +17,10 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import console, run, table
+from vw2.console import UserError, console, run, table
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
-from vw2.guardrail import Guardrail
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
@@ -59,9 +58,21 @@ class WarmupConfig(LongOptimConfig):
 
 
 def train(
-    accelerator, ldm: LDM, walks: Walks, config: OptimConfig, seed: int, folder: Path, title: str, micro_batch=None
+    accelerator,
+    ldm: LDM,
+    walks: Walks,
+    config: OptimConfig,
+    seed: int,
+    folder: Path,
+    title: str,
+    micro_batch: int | None = None,
 ) -> Run:
     """Reconstruction of train clips; also all there is to training the plain LDM."""
+    if micro_batch and ldm.config.parts == "frames":
+        raise UserError(
+            "micro_batch goes with dldm.parts causal, as frames spread their codes by statistics of a whole batch, "
+            f"got {micro_batch}; set it to null"
+        )
     carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
     work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
     ldm.train()
@@ -120,7 +131,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures["train.recon"] = work.averages["train/recon"]
         probe = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
         figures |= judge_coarse(ldm, store, probe, seed)
-        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed, Guardrail())
+        rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)
         write_sheet(PLOT, sheet)
         write_health(CODES_PLOT, code_health(codes, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm.codebook, codes.shape, CODES_PLOT, PLOT)

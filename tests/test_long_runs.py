@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_ldm
 
+from stages.warmup_dldm import train as train_ldm
+from vw2.console import UserError
 from vw2.data.walks import Walked
 from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, start
@@ -128,3 +131,17 @@ def test_the_gradient_of_one_part_is_clipped(alone):
     found = [float(part.weight.grad) for part in parts]
     assert found == pytest.approx([3.0, 1.0] if alone else [0.6, 0.8], rel=1e-5)
     assert run.averages["gradient_norm"] == pytest.approx(4.0 if alone else 5.0)
+
+
+def test_a_gradient_that_nobody_clips():
+    model = torch.nn.Linear(1, 1, bias=False)
+    run = begin(model, clip=None)
+    for _ in run:
+        run.update(1e6 * model.weight.sum(), {})
+        break
+    assert float(model.weight.grad) == 1e6 and run.averages["gradient_norm"] == pytest.approx(1e6)
+
+
+def test_micro_batches_of_parts_that_look_at_a_whole_batch_are_refused(tmp_path):
+    with pytest.raises(UserError, match="micro_batch goes with dldm.parts causal .* got 2; set it to null"):
+        train_ldm(None, tiny_ldm(), None, OptimConfig(**BASE), 0, tmp_path, "train", 2)

@@ -45,7 +45,7 @@ def test_guidance_goes_away_from_given_tokens(tmp_path):
     dldm, prior = filled(guidance=3.0, guidance_against="negative.safetensors")
     negative = draw(5, WIDTH, seed=9)
     save_file({"negative": negative}, tmp_path / "negative.safetensors")
-    dldm.against.copy_(read_tokens(tmp_path / "negative.safetensors", ROOM, WIDTH))
+    dldm.against.tokens.copy_(read_tokens(tmp_path / "negative.safetensors", ROOM, WIDTH))
     frame, (index, noise) = clip(frames=1), start()
     found = dldm.render(prior.vae, frame, index, noise)
     first, codes = prior.vae.encode(frame), dldm.ldm.fsq.to_codes(index)
@@ -67,7 +67,8 @@ def test_zeros_are_as_no_codes():
     (zeros, prior), (none, _) = filled(guidance=3.0, guidance_against="any"), filled(guidance=3.0)
     both = [dldm.render(prior.vae, clip(frames=1), *start()) for dldm in (zeros, none)]
     torch.testing.assert_close(*both, atol=1e-5, rtol=0)
-    assert "against" in zeros.state_dict() and "against" not in none.state_dict(), "kept with the weights"
+    kept = [{key for key in dldm.state_dict() if "against" in key} for dldm in (zeros, none)]
+    assert kept == [{"against.tokens"}, set()], "kept with the weights"
 
 
 @pytest.mark.parametrize("shape", [(ROOM + 1, WIDTH), (3, WIDTH + 1), (0, WIDTH), (3, 2, WIDTH)])
@@ -86,6 +87,8 @@ def test_files_that_are_no_tokens_are_refused(tmp_path):
         with pytest.raises(UserError, match=f"{name}.safetensors could not be read .* dldm.guidance_against"):
             read_tokens(tmp_path / f"{name}.safetensors", ROOM, WIDTH)
     with pytest.raises(ValueError, match="dldm.guidance_against goes with dldm.backend.tokens"):
+        tiny_config(guidance_against="negative.safetensors", guidance=1.0)
+    with pytest.raises(ValueError, match="guidance_against is negative.safetensors but dldm.guidance is 0"):
         tiny_config(guidance_against="negative.safetensors")
 
 
@@ -98,7 +101,7 @@ def test_what_the_coarse_decoder_goes_on_from(chain):
     dldm, prior = tiny_dldm(chain=chain)
     renderer, row = DLDMRenderer(dldm, prior).eval(), make_row("a", 3)
     seen, coarse = [], dldm.ldm.coarse
-    dldm.ldm.coarse = lambda frame, index: seen.append(frame) or coarse(frame, index)
+    dldm.ldm.coarse = lambda frame, *given: seen.append(frame) or coarse(frame, *given)
     video = torch.from_numpy(videos_of(renderer, [row])[0]).permute(3, 0, 1, 2)[None] / 127.5 - 1
     dldm.ldm.coarse = coarse
     codes, frame = torch.from_numpy(row.codes), seen[0]
@@ -106,8 +109,8 @@ def test_what_the_coarse_decoder_goes_on_from(chain):
     for clip_number in (1, 2):
         if chain == "own":
             small = dldm.ldm.shrink(frame)
-            frame = dldm.ldm.coarse(small, codes[clip_number - 1 : clip_number])[:, :, -1:]
-            assert torch.equal(seen[clip_number], frame), "its own last frame, at its own size"
+            frame = dldm.ldm.drawing(small, codes[clip_number - 1 : clip_number]).over(small)[:, :, -1:]
+            assert torch.equal(seen[clip_number], frame), "its own last frame, at its own size, not clamped"
         else:
             drawn = video[:, :, 4 * STEPS * clip_number][:, :, None]
             torch.testing.assert_close(seen[clip_number], drawn, atol=1 / 255, rtol=0)

@@ -53,13 +53,16 @@ class Guardrail:
             raise UserError("the guardrail refuses a rendered video as unsafe; roll out from another picture")
         return checked
 
-    def shown(self, frames: np.ndarray) -> np.ndarray:
-        """(T, H, W, 3) uint8 rendered frames for a picture beside a training: black where they are refused, so that
-        nothing that was trained is lost for it."""
+    def sheet(self, rows: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+        """Rows of a contact sheet, (label, frames (T, H, W, 3) uint8): black where they are refused, so that what was
+        trained is not lost for a picture of it."""
+        return [(label, self.or_black(label, frames)) for label, frames in rows]
+
+    def or_black(self, label: str, frames: np.ndarray) -> np.ndarray:
         try:
             return self.frames(frames)
-        except UserError as error:
-            say(f"left black in the picture: {error}")
+        except UserError:
+            say(f"the guardrail refuses the row {label!r} of a picture as unsafe; it is left black there")
             return np.zeros_like(frames)
 
 

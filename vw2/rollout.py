@@ -89,7 +89,7 @@ def render_batch(
         video = renderer.render(frame[active], index, noise, begun)
         frame[active] = video[:, :, -1:]
         for i, end in zip(active, renderer.end(video, begun, index), strict=True):
-            coarse[i] = end
+            coarse[i] = end.clone()  # a view would keep the whole clip
         for i, frames in zip(active, to_uint8(video[:, :, 1:]), strict=True):
             parts[i].append(frames)
         yield len(active)

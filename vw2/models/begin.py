@@ -72,5 +72,6 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRende
     if config.control.weights is not None:
         load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")
     if config.guidance_against is not None:
-        dldm.against.copy_(read_tokens(Path(config.guidance_against), *dldm.against.shape[1:]))
+        given = dldm.against.tokens
+        given.copy_(read_tokens(Path(config.guidance_against), *given.shape[1:]))
     return DLDMRenderer(dldm, prior)

@@ -23,7 +23,7 @@ from vw2.models.adapt import adapt_vdm
 from vw2.models.control import SEES, ControlBranch, blind
 from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, guided
 from vw2.models.dldm_config import DLDMConfig
-from vw2.models.drawing import Drawing, enlarge
+from vw2.models.drawing import Drawing
 from vw2.models.flow import (
     FRAME_TIMES,
     SAMPLERS,
@@ -63,6 +63,18 @@ class JointBatch:
     first: Tensor  # (B, 3, 1, H, W) in [-1, 1], the frame to begin with: the video's own, or one that was drawn
 
 
+class GivenTokens(nn.Module):
+    """Context tokens that are given, (1, S, D), zeros at first."""
+
+    def __init__(self, number: int, width: int):
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(1, number, width))
+
+    def forward(self, batch: int) -> Tensor:
+        """-> (batch, S, D)."""
+        return self.tokens.expand(batch, -1, -1)
+
+
 class DLDM(nn.Module):
     """LDM + projection + control branch + VDM; the VAE stays outside.
 
@@ -84,7 +96,7 @@ class DLDM(nn.Module):
         if self.ldm.connector is not None:  # the codes' way to it leads through the decoder: the VDM teaches it
             self.ldm.decoder.from_digits.requires_grad_(True)
         if config.guidance_against is not None:  # kept with the weights; vw2.models.begin reads the file
-            self.register_buffer("against", torch.zeros(1, config.backend.tokens, prior.vdm.context))
+            self.against = GivenTokens(config.backend.tokens, prior.vdm.context)
         self.reach = REACH[config.reconstruction]
         self.sees = SEES[config.control.sees] if config.control.blocks else blind
         self.stride = config.stride or STRIDE
@@ -130,7 +142,7 @@ class DLDM(nn.Module):
     def unsaid(self, codes: Tensor) -> Tensor:
         """Context tokens (B, S, D) that guidance compares those of codes with: of no codes, or of what was given."""
         if self.config.guidance_against is not None:
-            return self.against.expand(len(codes), -1, -1)
+            return self.against(len(codes))
         return self.tokens(codes, torch.ones(len(codes), dtype=torch.bool, device=codes.device))
 
     def windows(self, steps: int) -> list[Window]:
@@ -199,12 +211,12 @@ class DLDM(nn.Module):
             first_frame: (B, 3, 1, H, W) in [-1, 1].
             index: (B, K, N) int64 codes.
             noise: (B, C, L, h, w) standard normal start.
-            coarse_first: (B, 3, 1, ., .) in [-1, 1], what the coarse decoder begins with; None: `first_frame`.
+            coarse_first: (B, 3, 1, ., .), what the coarse decoder begins with; None: `first_frame`.
         Returns: (B, 3, T, H, W) in [-1, 1].
         """
         codes = self.ldm.fsq.to_codes(index)
-        coarse = self.ldm.coarse(first_frame if coarse_first is None else coarse_first, index)
-        coarse = enlarge(coarse, tuple(first_frame.shape[-2:]))
+        begun = first_frame if coarse_first is None else coarse_first
+        coarse = self.ldm.coarse(begun, index, tuple(first_frame.shape[-2:]))
         parts = [first_frame]
         for part in self.windows(index.shape[1]):
             frame = parts[-1][:, :, -1:]

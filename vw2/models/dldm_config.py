@@ -1,6 +1,7 @@
 """What a dLDM is made of and how it draws: group `dldm` of params.yaml."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from vw2.models.adapt import AdaptConfig
@@ -77,6 +78,11 @@ class DLDMConfig(LDMConfig):
                 "dldm.guidance_against goes with dldm.backend.tokens, which its tokens are filled up to, got "
                 f"{self.guidance_against} and 0; set it to null or give backend.tokens a number"
             )
+        if self.guidance_against is not None and not self.guidance:
+            raise ValueError(
+                f"dldm.guidance_against is {self.guidance_against} but dldm.guidance is 0, so that nothing is compared "
+                "with it; set one of them"
+            )
         if self.backend.tokens and (self.self_attention, self.cross_attention) != ("full", "full"):
             raise ValueError(
                 "dldm.backend.tokens goes with dldm.self_attention and dldm.cross_attention full, "
@@ -100,6 +106,11 @@ class DLDMConfig(LDMConfig):
                 "raise it or lower dldm.window"
             )
         return config
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read beside the outputs of other stages. DVC knows their names alone."""
+        return [Path(file) for file in (self.control.weights, self.guidance_against, self.vgg_file) if file]
 
     @property
     def ldm(self) -> LDMConfig:

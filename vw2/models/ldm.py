@@ -22,7 +22,7 @@ from vw2.models.causal import CausalConfig, CausalQueries
 from vw2.models.causal3d import ResidualBlock
 from vw2.models.causal_decoder import CausalDecoder
 from vw2.models.causal_encoder import CausalEncoder
-from vw2.models.drawing import Drawing
+from vw2.models.drawing import Drawing, enlarge
 from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder, LookingDecoder
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH
@@ -103,7 +103,12 @@ class LDMConfig:
             raise ValueError(
                 f"dldm.causal.time must be {STRIDE}, the frames of a step, got {self.causal.time}; change it"
             )
-        return replace(self, stride=stride_of(self.stride, frames, self.max_steps))
+        stride = stride_of(self.stride, frames, self.max_steps)
+        if self.parts == "frames" and self.lookups and stride != STRIDE:
+            raise ValueError(
+                f"dldm.lookups goes with steps of {STRIDE} frames, got {self.lookups} and {stride}; set it to 0"
+            )
+        return replace(self, stride=stride)
 
 
 class Parts(NamedTuple):
@@ -201,14 +206,15 @@ class LDM(nn.Module):
         return self.quantise(self.features(self.shrink(video)))[1]
 
     @torch.no_grad()
-    def coarse(self, first_frame: Tensor, index: Tensor) -> Tensor:
-        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, H, W)."""
-        return self.drawing(first_frame, index).over(first_frame).clamp(-1, 1)
+    def coarse(self, first_frame: Tensor, index: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, H, W), or at `size`."""
+        video = self.drawing(first_frame, index).over(first_frame)
+        return enlarge(video, size or tuple(first_frame.shape[-2:])).clamp(-1, 1)
 
     @torch.no_grad()
     def coarse_end(self, first_frame: Tensor, index: Tensor) -> Tensor:
-        """The last frame of the coarse video (B, 3, 1, *size), at the LDM's own size."""
-        return self.drawing(first_frame, index).end(self.shrink(first_frame))
+        """The last frame of the coarse video (B, 3, 1, *size), at the LDM's own size and not clamped (release)."""
+        return self.drawing(first_frame, index).last().over(self.shrink(first_frame))
 
     def drawing(self, first_frame: Tensor, index: Tensor) -> Drawing:
         """What the coarse decoder draws for first frame and code indices."""

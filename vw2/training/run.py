@@ -41,14 +41,14 @@ class OptimConfig:
     warmup: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0  # largest gradient norm (our choice)
+    clip: float | None = 1.0  # largest gradient norm (our choice); None: any
     save_every: int = 200  # steps between checkpoints
 
     def __post_init__(self):
         for key in ("steps", "batch", "save_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}; raise it")
-        if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0):
+        if not (self.lr > 0 and (self.clip is None or self.clip > 0) and self.weight_decay >= 0):
             got = f"{self.lr}, {self.clip} and {self.weight_decay}"
             raise ValueError(f"lr and clip must be above 0 and weight_decay at least 0, got {got}; change them")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -192,7 +192,7 @@ class Run:
                 slot["lr"] = optimizer.defaults["lr"] * factor * group.factor if self.step >= group.begin else 0.0
         average(self.accelerator, [p.grad for p in self.parameters if p.grad is not None])
         average(self.accelerator, statistics(self.modules))
-        norm = self.accelerator.clip_grad_norm_(self.clipped, self.config.clip)
+        norm = self.accelerator.clip_grad_norm_(self.clipped, self.config.clip or math.inf)
         for optimizer in self.optimizers:
             optimizer.step()
         self._log(self.sums | {"gradient_norm": float(norm)})
