@@ -217,7 +217,7 @@ def test_of_a_single_video_there_are_no_other_codes():
     two, *_ = render_figures(draw_same, moves, codes, ["a", "b"], 0)
     assert set(two) - set(one) == {"render.psnr_other_codes"} and "render.psnr" in one
     dldm, prior = tiny_dldm()
-    store = SimpleNamespace(frames=lambda row: to_uint8(clip(1)[0]), index=pl.DataFrame({"video": ["a"]}))
+    store = SimpleNamespace(frames=lambda row: to_uint8(clip(1)[0]), index=pl.DataFrame({"video": ["a"]}), at_once=2)
     store.batch = lambda rows: np.stack([store.frames(row) for row in rows])
     figures = judge_denoising(dldm, prior.vae, store, [0], 0)
     assert set(figures) == {"denoise.own"}

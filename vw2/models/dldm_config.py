@@ -73,15 +73,15 @@ class DLDMConfig(LDMConfig):
                 f"dldm.guidance goes with dldm.sampling_order clip, got {self.guidance} and frames; set it to 0 or "
                 "change the order"
             )
-        if self.guidance_against is not None and not self.backend.tokens:
-            raise ValueError(
-                "dldm.guidance_against goes with dldm.backend.tokens, which its tokens are filled up to, got "
-                f"{self.guidance_against} and 0; set it to null or give backend.tokens a number"
-            )
         if self.guidance_against is not None and not self.guidance:
             raise ValueError(
                 f"dldm.guidance_against is {self.guidance_against} but dldm.guidance is 0, so that nothing is compared "
                 "with it; set one of them"
+            )
+        if self.guidance_against is not None and not self.backend.tokens:
+            raise ValueError(
+                "dldm.guidance_against goes with dldm.backend.tokens, which its tokens are filled up to, got "
+                f"{self.guidance_against} and 0; set it to null or give backend.tokens a number"
             )
         if self.backend.tokens and (self.self_attention, self.cross_attention) != ("full", "full"):
             raise ValueError(

@@ -66,12 +66,15 @@ class LookedStrokes(Strokes):
         source = pad(source, (0, self.key.shape[-1] - source.shape[-1]))  # a fused kernel wants values like keys
         query, key, value = (each[:, None] for each in (self.query.flatten(1, 4), self.key, source))
         colours = scaled_dot_product_attention(query, key, value)[..., :3].view(*self.query.shape[:-1], 3)
-        painted = unblocks(colours.transpose(-1, -2) @ self.weight, PATCH)
+        painted = unblocks(colours.transpose(-1, -2) @ self.weight, PATCH)[:, :, : self.flow.shape[2]]
         return super().over(frame) + enlarge(painted, tuple(frame.shape[-2:]))
 
     def last(self) -> "LookedStrokes":
-        places = {"weight": self.weight[:, -1:].detach(), "query": self.query[:, -1:].detach()}
-        return LookedStrokes(**vars(super().last()), **places, key=self.key.detach())
+        moment = (self.flow.shape[2] - 2) % PATCH  # in its latent frame, which is not full where steps are shorter
+        weight = self.weight[:, -1:].unflatten(-1, (PATCH, -1))[..., moment, :].detach()
+        weight = weight.repeat(*[1] * 5, PATCH)  # a single frame is repeated to fill one
+        query, key = self.query[:, -1:].detach(), self.key.detach()
+        return LookedStrokes(**vars(super().last()), weight=weight, query=query, key=key)
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,7 @@ class LDMConfig:
             raise ValueError(
                 f"dldm.causal.time must be {STRIDE}, the frames of a step, got {self.causal.time}; change it"
             )
-        stride = stride_of(self.stride, frames, self.max_steps)
-        if self.parts == "frames" and self.lookups and stride != STRIDE:
-            raise ValueError(
-                f"dldm.lookups goes with steps of {STRIDE} frames, got {self.lookups} and {stride}; set it to 0"
-            )
-        return replace(self, stride=stride)
+        return replace(self, stride=stride_of(self.stride, frames, self.max_steps))
 
 
 class Parts(NamedTuple):
