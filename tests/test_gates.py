@@ -250,7 +250,7 @@ def inside(request, monkeypatch):
 def test_a_broken_gate_stops_the_joint_stage_before_it_writes_a_model(workspace):
     with pytest.raises(UserError, match="the coarse decoder stands still: .* see plots/train_dldm.png"):
         gates = {"enabled": True, "entropy_share": 0.0, "used_share": 0.0, "dead_digits": 8}
-        gates |= {"step_entropy_share": 0.0, "digit_entropy_share": 0.0}
+        gates |= {"step_entropy_share": 0.0, "digit_entropy_share": 0.0, "denoise_margin": -1.0, "motion_share": 99.0}
         train_dldm.main(write_params(workspace, {"gates": gates}))
     with pytest.raises(UserError, match="the codes died: .* see plots/train_dldm_codes.png"):
         train_dldm.main(write_params(workspace, {"gates": {"enabled": True, "entropy_share": 1.0}}))
