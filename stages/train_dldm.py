@@ -114,14 +114,14 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
+    rows = store.train_rows(sources)
+    walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
     with runtime("train_dldm"):
         renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
-        rows = store.train_rows(sources)
-        walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
         work = train(accelerator, dldm, vae, walks, config, seed, folder)
         leave_to_first(accelerator)
         renderer.eval()

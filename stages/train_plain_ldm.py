@@ -66,12 +66,12 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     sources = store.sources(chosen_sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
+    rows = store.train_rows(sources)
+    walks = shared_walks(accelerator, store, rows, seed + 1, config.batch, "train_plain_ldm.batch")
     with runtime("plain_ldm/train_dldm"):
         ldm = load_ldm(WARMUP).to(accelerator.device)
         judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(ldm, store, judged)
-        rows = store.train_rows(sources)
-        walks = shared_walks(accelerator, store, rows, seed + 1, config.batch, "train_plain_ldm.batch")
         title = "train the plain LDM"
         work = train(accelerator, ldm, walks, config, seed + 1, folder, title, config.micro_batch)
         leave_to_first(accelerator)

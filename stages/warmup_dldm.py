@@ -68,10 +68,10 @@ def train(
     micro_batch: int | None = None,
 ) -> Run:
     """Reconstruction of train clips; also all there is to training the plain LDM."""
-    if micro_batch and ldm.config.parts == "frames":
+    if ldm.config.parts == "frames" and (micro_batch or accelerator.num_processes > 1):
         raise UserError(
-            "micro_batch goes with dldm.parts causal, as frames spread their codes by statistics of a whole batch, "
-            f"got {micro_batch}; set it to null"
+            "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
+            f"whole batch, got {micro_batch} and {accelerator.num_processes}; set it to null and start one process"
         )
     carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
     work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
@@ -115,13 +115,13 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     folder = scratch_dir(
         "warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json", PRETRAINED], code)
     )
+    rows = store.train_rows(sources)
+    walks = shared_walks(accelerator, store, rows, seed, config.batch, "warmup_dldm.batch")
     with runtime("warmup_dldm"):
-        rows = store.train_rows(sources)
         ldm = LDM(dldm.ldm).to(accelerator.device)
         if pretrained.use:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
-        walks = shared_walks(accelerator, store, rows, seed, config.batch, "warmup_dldm.batch")
         work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch)
         leave_to_first(accelerator)
         ldm.eval()

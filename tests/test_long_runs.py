@@ -1,6 +1,7 @@
 """What long trainings of large models ask for: a decay beyond the last step, micro-batches, clipping of one part."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,5 +144,7 @@ def test_a_gradient_that_nobody_clips():
 
 
 def test_micro_batches_of_parts_that_look_at_a_whole_batch_are_refused(tmp_path):
-    with pytest.raises(UserError, match="micro_batch goes with dldm.parts causal.* got 2; set it to null"):
-        train_ldm(None, tiny_ldm(), None, OptimConfig(**BASE), 0, tmp_path, "train", 2)
+    for size, processes in ((2, 1), (None, 2)):
+        some = SimpleNamespace(num_processes=processes)
+        with pytest.raises(UserError, match=f"go with dldm.parts causal.* got {size} and {processes}; set it to null"):
+            train_ldm(some, tiny_ldm(), None, OptimConfig(**BASE), 0, tmp_path, "train", size)

@@ -12,8 +12,7 @@ import torch
 import typer
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from vw2.console import UserError
 from vw2.data.shards import ClipStore
@@ -43,12 +42,13 @@ def rank_key(accelerator: Accelerator) -> tuple[int, ...]:
 def buckets(tensors: Iterable[Tensor], size: int = BUCKET) -> Iterator[list[Tensor]]:
     """Tensors of one dtype in a row, together of at most `size` numbers (or a single one)."""
     bucket: list[Tensor] = []
+    held = 0
     for tensor in tensors:
-        full = sum(each.numel() for each in bucket) + tensor.numel() > size
-        if bucket and (full or bucket[0].dtype != tensor.dtype):
+        if bucket and (held + tensor.numel() > size or bucket[0].dtype != tensor.dtype):
             yield bucket
-            bucket = []
+            bucket, held = [], 0
         bucket.append(tensor)
+        held += tensor.numel()
     if bucket:
         yield bucket
 
@@ -62,14 +62,6 @@ def average(accelerator: Accelerator, tensors: Iterable[Tensor]) -> None:
         flat = accelerator.reduce(torch.cat([each.flatten() for each in bucket]), "mean")
         for each, mean in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
             each.copy_(mean.view_as(each))
-
-
-def statistics(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
-    """Running statistics, which every process gathers from its own clips."""
-    for module in modules:
-        for part in module.modules():
-            if isinstance(part, _BatchNorm) and part.running_mean is not None:
-                yield from (part.running_mean, part.running_var)
 
 
 def of_all(accelerator: Accelerator, mine: Any) -> list[Any]:

@@ -27,7 +27,7 @@ from dvclive import Live
 from vw2.console import UserError, progress
 from vw2.scratch import atomic_file
 from vw2.training.muon import Muon, matrices
-from vw2.training.parallel import average, of_all, statistics
+from vw2.training.parallel import average, of_all
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,11 @@ class Run:
         self.averages: dict[str, float] = {}
         if self.checkpoint.exists():
             self._load()
+        if len(steps := set(of_all(accelerator, self.step))) > 1:
+            raise UserError(
+                f"expected all processes to go on at one step of {title}, got {sorted(steps)}; let them share the disk "
+                f"of {folder}, or remove it"
+            )
 
     def __iter__(self) -> Iterator[int]:
         with (
@@ -191,7 +196,6 @@ class Run:
             for slot, group in zip(optimizer.param_groups, self.groups, strict=True):
                 slot["lr"] = optimizer.defaults["lr"] * factor * group.factor if self.step >= group.begin else 0.0
         average(self.accelerator, [p.grad for p in self.parameters if p.grad is not None])
-        average(self.accelerator, statistics(self.modules))
         norm = self.accelerator.clip_grad_norm_(self.clipped, self.config.clip or math.inf)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -226,7 +230,9 @@ class Run:
             "history": self.history,
         }
         # process 0 writes for all; beside its own states those that others have to themselves
-        own = of_all(self.accelerator, {number: state["modules"][number] for number in self.own})
+        states = {number: self.modules[number].state_dict() for number in self.own}
+        states = {number: {key: value.cpu() for key, value in each.items()} for number, each in states.items()}
+        own = of_all(self.accelerator, states)
         if not self.accelerator.is_main_process:
             return
         if own[1:]:
