@@ -58,8 +58,9 @@ with fused attention; checkpointed: every block of VDM and control branch is com
 - Weights, gradients and AdamW: {{states}} GiB on one GPU; with one clip {{alone}} GiB, checkpointed {{alone_less}} GiB.
   Sharded over 8 GPUs (FSDP) with a clip on each: {{shared}} GiB each, checkpointed {{shared_less}} GiB.
   Not in it: the passing tensors of one layer, the VAE's among them, and what the libraries reserve.
-- The stage does not do all of this yet: it keeps weights and gradients in float32 and computes under autocast (states:
-  35.1 GiB), knows one process, and puts a batch through the network whole. Micro-batches and FSDP are open.
+- A batch goes through the model in micro-batches (`micro_batch`; the presets: a clip at a time), so that it needs the
+  memory of one clip; several GPUs share it (`torchrun --nproc-per-node 8 -m stages.train_dldm`), each with the whole
+  model. The stage keeps weights and gradients in float32 and computes under autocast (states: 35.1 GiB). FSDP is open.
 - A clip costs {{clip}} TFLOP checkpointed, {{plain}} without. A step of {BATCH} clips (table 4) is {{step}} PFLOP;
   {STEPS:,} steps take {{hours}} GPU hours at an assumed {{tflops}} TFLOP/s (`--tflops`)."""
 

@@ -38,22 +38,21 @@ from vw2.variant import Variant, paths
 
 CLIPS = Path("data/clips")
 ROOT = Path(__file__).parents[1]
-BATCH = 32  # clips encoded at once
 CHUNK = 512  # clips encoded between two checkpoints
 
 
 @torch.no_grad()
 def encode(ldm: LDM, store: ClipStore, folder: Path) -> np.ndarray:
     """(clips, K, N) int64 codes of all clips in the order of the index; finished chunks in `folder` are kept."""
-    device = device_of(ldm)
+    device, batch = device_of(ldm), store.at_once
     parts = []
     with progress(len(store), "encode clips") as bar:
         for begin in range(0, len(store), CHUNK):
             rows = range(begin, min(begin + CHUNK, len(store)))
             path = folder / f"codes-{begin:08d}.npy"
             if not path.exists():
-                batches = (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
-                codes = [ldm.encode(to_model(store.batch(batch)).to(device)).cpu() for batch in batches]
+                batches = (rows[i : i + batch] for i in range(0, len(rows), batch))
+                codes = [ldm.encode(to_model(store.batch(each)).to(device)).cpu() for each in batches]
                 with atomic_file(path) as temporary, temporary.open("wb") as stream:
                     np.save(stream, torch.cat(codes).numpy())
             parts.append(np.load(path))

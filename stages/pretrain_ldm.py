@@ -30,7 +30,7 @@ from vw2.data.pool import worker_count
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.media.sheet import write_sheet
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import load_whole

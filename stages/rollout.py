@@ -73,7 +73,7 @@ def from_image(
     keys = [f"{image.stem}/{s}" for s in range(n)]
     written = write_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
     rows = [Row(f"{image.stem}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
-    for step in render_batch(renderer, rows, seed, guard):
+    for step in render_batch(renderer, rows, seed, guard, config.same_noise):
         if not isinstance(step, int):
             for row, frames in zip(rows, step, strict=True):
                 with atomic_file(Path("rollouts") / f"{row.name}.mp4") as temporary:
@@ -121,7 +121,7 @@ def main(
         keys = [f"{video}/{s}" for video in cases for s in range(config.samples)]
         written = write_codes(ar, renderer.ldm, [firsts[v] for v in each], [told[v] for v in each], keys, config, seed)
         rows = plan(cases, written, codes, firsts, config, seed)
-        render_all(renderer, rows, store.fps, config.batch, seed, folder, guard)
+        render_all(renderer, rows, store.fps, config, seed, folder, guard)
         rates["clips"] = sum(len(row.codes) for row in rows)
         records = []
         for row in rows:

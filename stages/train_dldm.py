@@ -30,9 +30,10 @@ from vw2.evaluation.health import code_health, write_health
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
-from vw2.models.backends import check_size
+from vw2.models.backends import check_size, guardrail_of
 from vw2.models.begin import begin_joint
-from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
+from vw2.models.dldm import DLDM, JointBatch
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.renderer import save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
@@ -42,7 +43,8 @@ from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
-from vw2.training.run import Group, OptimConfig, Run
+from vw2.training.parallel import leave_to_first, rank_key, shared_walks
+from vw2.training.run import Group, LongOptimConfig, Run
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -60,7 +62,8 @@ ROOT = Path(__file__).parents[1]
 class JointConfig:
     """Group `train_dldm` of params.yaml."""
 
-    optim: OptimConfig
+    optim: LongOptimConfig
+    clip_vdm_alone: bool  # optim.clip holds for the VDM's gradient alone (release)
     encoder_factor: float  # learning rate of encoder and queries, as a factor on optim.lr
     listen_steps: int  # steps in which the VDM learns to listen before the codes may move
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
@@ -68,23 +71,25 @@ class JointConfig:
 
 def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path) -> Run:
     """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
-    ldm = dldm.ldm
-    groups = [Group(module, config.encoder_factor, config.listen_steps) for module in (ldm.encoder, ldm.query)]
-    listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.vdm, dldm.control)
-    groups += [Group(module) for module in listeners if module is not None]
+    ldm, every = dldm.ldm, not config.clip_vdm_alone
+    groups = [Group(module, config.encoder_factor, config.listen_steps, every) for module in (ldm.encoder, ldm.query)]
+    listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.control)
+    groups += [*(Group(module, clipped=every) for module in listeners if module is not None), Group(dldm.vdm)]
     carried = Carried(walks, dldm.config.drawn_share, seed).to(accelerator.device)
-    work = Run(accelerator, [*groups, Group(carried)], config.optim, folder, "train the dLDM")
+    work = Run(accelerator, [*groups, Group(carried, own=True)], config.optim, folder, "train the dLDM")
     dldm.train()
     ldm.spread.eval()
     for step in work:
-        walked = walks[step]
-        video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
-        video = recolour(video, walked.keys, dldm.config.colours, seed)
-        batch = JointBatch(video, carried.first(walked, video, step))
-        with accelerator.autocast():
-            loss, logs, end = dldm(batch, vae, generator(seed, 7, step))
-        carried.keep(walked, end)
-        work.update(loss, logs)
+        rng = generator(seed, 7, step, *rank_key(accelerator))
+        for walked, share in walks[step].parts(config.optim.micro_batch):
+            video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
+            video = recolour(video, walked.keys, dldm.config.colours, seed)
+            batch = JointBatch(video, carried.first(walked, video, step))
+            with accelerator.autocast():
+                loss, logs, end = dldm(batch, vae, rng)
+            carried.keep(walked, end)
+            work.add(loss, logs, share)
+        work.finish()
     return work
 
 
@@ -98,26 +103,27 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     levels = dldm_config.ldm.resolved()
+    accelerator = start(compute, seed, shared=True)
     table("train_dldm", {**asdict(dldm_config), "levels": levels, **asdict(config)})
-    accelerator = start(compute, seed)
-    code = import_closure(Path(__file__), ROOT)
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
+    chosen |= {"processes": accelerator.num_processes}
     if dldm_config.backend.kind == "mini":
         made = json.loads((PRIOR / "config.json").read_text())["record"]
         check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     sources = store.sources(config.sources, "train_dldm.sources")
-    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR]
-    folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, code))
+    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files]
+    folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
+    rows = store.train_rows(sources)
+    walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
     with runtime("train_dldm"):
         renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
-        rows = store.train_rows(sources)
-        walks = Walks(store, rows, seed, config.optim.batch)
         work = train(accelerator, dldm, vae, walks, config, seed, folder)
+        leave_to_first(accelerator)
         renderer.eval()
         joint = judge.encode_rows(dldm.ldm, store, judged)
         figures = judge.code_changes(warm, joint, store, judged, truth, about, seed, levels)
@@ -126,11 +132,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
         figures |= judge.judge_denoising(dldm, vae, store, still, seed)
         rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
-        write_sheet(PLOT, sheet)
+        write_sheet(PLOT, guardrail_of(renderer.backend, accelerator.device).sheet(sheet))
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
-        shaken = judge.pick_clips(store, "test", 1, seed, sources)
-        if shaken:
+        if shaken := judge.pick_clips(store, "test", 1, seed, sources):
             rendered |= judge.judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:
             save_dldm(dldm, temporary)

@@ -19,9 +19,8 @@ from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
-from vw2.data.walks import Walks
 from vw2.media.sheet import write_sheet
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import load_ldm, save_ldm
 from vw2.models.renderer import LDMRenderer
 from vw2.provenance import runtime, write_metrics
@@ -30,7 +29,8 @@ from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips
-from vw2.training.run import OptimConfig
+from vw2.training.parallel import leave_to_first, shared_walks
+from vw2.training.run import LongOptimConfig
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -48,30 +48,33 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     seed = values["seed"]
     store = ClipStore(CLIPS)
     dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
-    config = parameters.build(OptimConfig, values["train_plain_ldm"], "train_plain_ldm")
+    config = parameters.build(LongOptimConfig, values["train_plain_ldm"], "train_plain_ldm")
     chosen_sources = parameters.leaf(values, "train_dldm.sources", tuple[str, ...] | None)
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
+    accelerator = start(compute, seed, shared=True)
     table("train_plain_ldm", asdict(dldm.ldm) | asdict(config))
-    accelerator = start(compute, seed)
     chosen = {
         "seed": seed,
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
         "sources": chosen_sources,
         "compute": asdict(compute),
+        "processes": accelerator.num_processes,
     }
     levels = dldm.ldm.resolved()
     truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
     sources = store.sources(chosen_sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
+    rows = store.train_rows(sources)
+    walks = shared_walks(accelerator, store, rows, seed + 1, config.batch, "train_plain_ldm.batch")
     with runtime("plain_ldm/train_dldm"):
         ldm = load_ldm(WARMUP).to(accelerator.device)
         judged = pick_clips(store, "train", 2, seed, sources)
         warm = encode_rows(ldm, store, judged)
-        rows = store.train_rows(sources)
-        walks = Walks(store, rows, seed + 1, config.batch)
-        work = train(accelerator, ldm, walks, config, seed + 1, folder, "train the plain LDM")
+        title = "train the plain LDM"
+        work = train(accelerator, ldm, walks, config, seed + 1, folder, title, config.micro_batch)
+        leave_to_first(accelerator)
         ldm.eval()
         codes = encode_rows(ldm, store, judged)
         figures = code_changes(warm, codes, store, judged, truth, about, seed, levels)

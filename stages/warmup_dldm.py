@@ -17,14 +17,14 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import console, run, table
+from vw2.console import UserError, console, run, table
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
@@ -37,8 +37,9 @@ from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips
+from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.rounds import PretrainLDMConfig, check_made
-from vw2.training.run import Group, OptimConfig, Run
+from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
 
 CLIPS = Path("data/clips")
 PRETRAINED = Path("data/pretrained")
@@ -50,25 +51,40 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class WarmupConfig(OptimConfig):
+class WarmupConfig(LongOptimConfig):
     """Group `warmup_dldm` of params.yaml."""
 
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
 
-def train(accelerator, ldm: LDM, walks: Walks, config: OptimConfig, seed: int, folder: Path, title: str) -> Run:
+def train(
+    accelerator,
+    ldm: LDM,
+    walks: Walks,
+    config: OptimConfig,
+    seed: int,
+    folder: Path,
+    title: str,
+    micro_batch: int | None = None,
+) -> Run:
     """Reconstruction of train clips; also all there is to training the plain LDM."""
+    if ldm.config.parts == "frames" and (micro_batch or accelerator.num_processes > 1):
+        raise UserError(
+            "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
+            f"whole batch, got {micro_batch} and {accelerator.num_processes}; set it to null and start one process"
+        )
     carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
-    work = Run(accelerator, [Group(ldm), Group(carried)], config, folder, title)
+    work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
     ldm.train()
     for step in work:
-        walked = walks[step]
-        video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
-        video = recolour(video, walked.keys, ldm.config.colours, seed)
-        with accelerator.autocast():
-            loss, logs, end = ldm(video, carried.first(walked, video, step))
-        carried.keep(walked, end)
-        work.update(loss, logs)
+        for walked, share in walks[step].parts(micro_batch):
+            video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
+            video = recolour(video, walked.keys, ldm.config.colours, seed)
+            with accelerator.autocast():
+                loss, logs, end = ldm(video, carried.first(walked, video, step))
+            carried.keep(walked, end)
+            work.add(loss, logs, share)
+        work.finish()
     return work
 
 
@@ -82,10 +98,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
     if pretrained.use:
         check_made(PRETRAINED, pretrained)
-    accelerator = start(compute, seed)
+    accelerator = start(compute, seed, shared=True)
+    table("warmup_dldm", {**asdict(dldm.ldm), "levels": dldm.ldm.resolved(), **asdict(config)})
     code = import_closure(Path(__file__), ROOT)
     chosen = {
         "use": pretrained.use,
@@ -93,19 +109,21 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "ldm": asdict(dldm.ldm),
         "optim": asdict(config),
         "compute": asdict(compute),
+        "processes": accelerator.num_processes,
     }
     sources = store.sources(config.sources, "warmup_dldm.sources")
     folder = scratch_dir(
         "warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json", PRETRAINED], code)
     )
+    rows = store.train_rows(sources)
+    walks = shared_walks(accelerator, store, rows, seed, config.batch, "warmup_dldm.batch")
     with runtime("warmup_dldm"):
-        rows = store.train_rows(sources)
         ldm = LDM(dldm.ldm).to(accelerator.device)
         if pretrained.use:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
-        walks = Walks(store, rows, seed, config.batch)
-        work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM")
+        work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch)
+        leave_to_first(accelerator)
         ldm.eval()
         judged = pick_clips(store, "train", 2, seed, sources)
         codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()

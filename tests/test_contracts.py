@@ -6,6 +6,7 @@ Every dvc.yaml of the repository is checked; paths in it are relative to its fol
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import functools
 import os
@@ -20,6 +21,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from vw2.closure import direct_imports, import_closure
+from vw2.models.ldm import LDMConfig
 from vw2.patch import leaves
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +167,14 @@ def test_every_params_group_the_stage_reads_is_listed(stage):
     }
     listed = {key.split(".")[0] for _, key in stage.params()}
     assert sorted(read - listed - {"runtime"}) == [], f"{stage.name} reads these groups, add them to its params"
+
+
+@each_stage
+def test_who_lists_some_keys_of_the_ldm_lists_all(stage):
+    """A key that a stage trains by but does not list gives stale results, as no group is missing."""
+    listed = {key for _, key in stage.params() if key.startswith("dldm.")}
+    wanted = {f"dldm.{each.name}" for each in dataclasses.fields(LDMConfig)}
+    assert not listed or listed == wanted, f"{stage.name}: {sorted(listed ^ wanted)}"
 
 
 @each_stage

@@ -217,7 +217,7 @@ def test_of_a_single_video_there_are_no_other_codes():
     two, *_ = render_figures(draw_same, moves, codes, ["a", "b"], 0)
     assert set(two) - set(one) == {"render.psnr_other_codes"} and "render.psnr" in one
     dldm, prior = tiny_dldm()
-    store = SimpleNamespace(frames=lambda row: to_uint8(clip(1)[0]), index=pl.DataFrame({"video": ["a"]}))
+    store = SimpleNamespace(frames=lambda row: to_uint8(clip(1)[0]), index=pl.DataFrame({"video": ["a"]}), at_once=2)
     store.batch = lambda rows: np.stack([store.frames(row) for row in rows])
     figures = judge_denoising(dldm, prior.vae, store, [0], 0)
     assert set(figures) == {"denoise.own"}
@@ -250,7 +250,7 @@ def inside(request, monkeypatch):
 def test_a_broken_gate_stops_the_joint_stage_before_it_writes_a_model(workspace):
     with pytest.raises(UserError, match="the coarse decoder stands still: .* see plots/train_dldm.png"):
         gates = {"enabled": True, "entropy_share": 0.0, "used_share": 0.0, "dead_digits": 8}
-        gates |= {"step_entropy_share": 0.0, "digit_entropy_share": 0.0}
+        gates |= {"step_entropy_share": 0.0, "digit_entropy_share": 0.0, "denoise_margin": -1.0, "motion_share": 99.0}
         train_dldm.main(write_params(workspace, {"gates": gates}))
     with pytest.raises(UserError, match="the codes died: .* see plots/train_dldm_codes.png"):
         train_dldm.main(write_params(workspace, {"gates": {"enabled": True, "entropy_share": 1.0}}))

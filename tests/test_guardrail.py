@@ -51,6 +51,16 @@ def test_frames(package):
         guard.frames(np.full((3, 4, 4, 3), 255, np.uint8))
 
 
+def test_a_refused_picture_costs_no_training(package, monkeypatch):
+    lines = []
+    monkeypatch.setattr(module, "say", lines.append)
+    guard, red = guardrail(True, True), np.full((3, 4, 4, 3), 255, np.uint8)
+    rows = guard.sheet([("own codes", red), ("coarse", np.full((3, 4, 4, 3), 9, np.uint8))])
+    assert [label for label, _ in rows] == ["own codes", "coarse"] and (red == 255).all()
+    assert not rows[0][1].any() and (rows[1][1][:, 2:] == 9).all()
+    assert len(lines) == 1 and "refuses the row 'own codes'" in lines[0]
+
+
 def test_switched_off_is_said_aloud(package, monkeypatch):
     lines = []
     monkeypatch.setattr(module, "say", lines.append)

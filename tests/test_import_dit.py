@@ -25,7 +25,7 @@ from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.begin import begin_joint
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import load_whole
 from vw2.models.renderer import save_dldm

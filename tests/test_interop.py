@@ -28,7 +28,7 @@ from vw2.interop.checkpoints import (
 from vw2.interop.codes import export_codes, import_codes, read_release_codes
 from vw2.interop.keys_tokenizer import TOKENIZER
 from vw2.models.causal import CausalConfig
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_ldm
 from vw2.models.settings import read_json, settings

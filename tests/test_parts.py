@@ -31,7 +31,8 @@ from vw2.media.resize import to_model
 from vw2.models.backends import random_cosmos
 from vw2.models.causal3d import FrameNorm
 from vw2.models.cosmos import CosmosConfig
-from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
+from vw2.models.dldm import DLDM, JointBatch
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.drawing import Painting
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import load_ldm, save_ldm

@@ -15,7 +15,7 @@ import pytest
 from stages import preset
 from vw2 import params as reader
 from vw2.console import UserError
-from vw2.models.dldm import DLDMConfig
+from vw2.models.dldm_config import DLDMConfig
 from vw2.patch import leaves, parse, patch
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,10 +30,14 @@ class Counter:
     def noise(self, first_frame, steps, rng):
         return torch.randn(1, steps, generator=rng)
 
-    def render(self, first_frame, index, noise):
+    def render(self, first_frame, index, noise, coarse_first):
+        assert torch.equal(coarse_first, first_frame), "both go on from the frame drawn"
         self.asked.append((first_frame.clone(), index.clone(), noise.clone()))
         level = torch.arange(4 * index.shape[1] + 1).view(1, 1, -1, 1, 1) * (2 / 255)
         return first_frame + level
+
+    def end(self, video, coarse_first, index):
+        return video[:, :, -1:]
 
 
 def make_row(name: str, clips: int, key: tuple[int, ...] = (0,), seed: int = 0, steps: int = STEPS) -> Row:
@@ -77,7 +81,7 @@ def test_clips_share_a_frame():
 
 def test_next_clip_starts_from_the_unrounded_last_frame():
     class Small(Counter):
-        def render(self, first_frame, index, noise):
+        def render(self, first_frame, index, noise, coarse_first):
             self.asked.append((first_frame.clone(), index, noise))
             return first_frame + torch.arange(5).view(1, 1, -1, 1, 1) * 1e-4
 
@@ -176,7 +180,7 @@ class Forbidden(Counter):
 
 def test_videos_are_written_and_an_interrupted_run_goes_on(tmp_path):
     rows = [make_row("vw2/a_0", 2), make_row("vw2/b_0", 1, (1,)), make_row("random_codes/a_0", 1, (2,))]
-    render_all(Counter(), rows, 16.0, 2, 0, tmp_path)
+    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path)
     files = {row.name: tmp_path / f"{row.name}.mp4" for row in rows}
     for row in rows:
         frames = np.stack([frame for _, frame in read_frames(files[row.name])])
@@ -184,12 +188,12 @@ def test_videos_are_written_and_an_interrupted_run_goes_on(tmp_path):
         if row.codes.shape[0] == 1:
             assert abs(int(frames[-1].mean()) - int(frames[0].mean()) - (T - 1)) <= 2
     before = {name: file.read_bytes() for name, file in files.items()}
-    render_all(Forbidden(), rows, 16.0, 2, 0, tmp_path)
+    render_all(Forbidden(), rows, 16.0, CONFIG, 0, tmp_path)
     files["vw2/b_0"].unlink()
     counter = Counter()
-    render_all(counter, rows, 16.0, 2, 0, tmp_path)
+    render_all(counter, rows, 16.0, CONFIG, 0, tmp_path)
     assert [len(index) for _, index, _ in counter.asked] == [2], "only the batch that was not whole"
     assert {name: file.read_bytes() for name, file in files.items()} == before
     assert not [file for file in tmp_path.rglob("*") if ".partial" in file.name]
     with pytest.raises(AssertionError, match="rendered again"):
-        render_all(Forbidden(), [*rows, replace(rows[0], name="vw2/c_0")], 16.0, 2, 0, tmp_path)
+        render_all(Forbidden(), [*rows, replace(rows[0], name="vw2/c_0")], 16.0, CONFIG, 0, tmp_path)

@@ -304,9 +304,10 @@ def test_long_clips_are_drawn_window_by_window(monkeypatch):
     dldm, prior = tiny_dldm(window=5, sampling_start=0.5)
     first, index, noise = clip(frames=1), torch.zeros(2, 3, 2, dtype=torch.long), draw(2, LATENT, 4, 4, 4)
     index[:, 1] = 7
-    seen, coarse, velocity = [], dldm.ldm.coarse, dldm.velocity
+    seen, coarse, velocity = [], dldm.ldm.coarse, dldm.velocity_told
     monkeypatch.setattr(dldm.ldm, "coarse", lambda *given: seen.append("coarse") or coarse(*given))
-    monkeypatch.setattr(dldm, "velocity", lambda *given: seen.append(tuple(given[0].shape[2:])) or velocity(*given))
+    record = lambda *given: seen.append(tuple(given[0].shape[2:])) or velocity(*given)  # noqa: E731
+    monkeypatch.setattr(dldm, "velocity_told", record)
     video = dldm.render(prior.vae, first, index, noise)
     assert video.shape == (2, 3, 13, SIDE, SIDE)
     assert seen == ["coarse"] + 3 * 2 * [(2, 4, 4)], "three windows of two sampling steps, the coarse video drawn once"

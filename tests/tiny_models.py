@@ -7,7 +7,8 @@ from torch import nn
 
 from vw2.models.causal import CausalConfig
 from vw2.models.control import ControlConfig
-from vw2.models.dldm import DLDM, DLDMConfig, JointBatch
+from vw2.models.dldm import DLDM, JointBatch
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.prior import Prior, PriorModelConfig, VAEConfig, VDMConfig
 from vw2.models.projection import ProjectionConfig

@@ -77,6 +77,7 @@ def say(text: str) -> None:
 
 def fail(sentence: str) -> None:
     """Print `error: sentence` on one line of stderr."""
+    console.quiet = False  # as it is where others speak for this process
     console.print(f"error: {sentence}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -53,6 +53,18 @@ class Guardrail:
             raise UserError("the guardrail refuses a rendered video as unsafe; roll out from another picture")
         return checked
 
+    def sheet(self, rows: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+        """Rows of a contact sheet, (label, frames (T, H, W, 3) uint8): black where they are refused, so that what was
+        trained is not lost for a picture of it."""
+        return [(label, self.or_black(label, frames)) for label, frames in rows]
+
+    def or_black(self, label: str, frames: np.ndarray) -> np.ndarray:
+        try:
+            return self.frames(frames)
+        except UserError:
+            say(f"the guardrail refuses the row {label!r} of a picture as unsafe; it is left black there")
+            return np.zeros_like(frames)
+
 
 def guardrail(needed: bool, enabled: bool, device: torch.device | str = "cpu") -> Guardrail:
     """The guardrail for some weights.

@@ -1,7 +1,8 @@
 """Chained rollout: codes of a whole video and one first frame -> the video, clip by clip (VideoWorld 2, sec. 3.4).
 
-Each clip starts from the last frame of the one before. The start noise of a clip is a function of (seed, row key,
-clip number), so that a row's video does not depend on what is rendered beside it.
+Each clip starts from the last frame of the one before; so does its coarse video, or from its own last frame
+(`dldm.chain`). The start noise of a clip is a function of (seed, row key, clip number), or of the seed alone, so that a
+row's video does not depend on what is rendered beside it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ class RolloutConfig:
     top_p: float
     batch: int  # videos rendered together
     max_cases: int | None  # most test cases; null = all
+    same_noise: bool = False  # every clip of every video begins from the same noise (release)
 
     def __post_init__(self):
         for key in ("samples", "batch", "max_cases"):
@@ -66,7 +68,7 @@ def plan_batches(rows: Sequence[Row], batch: int) -> list[list[int]]:
 
 @torch.no_grad()
 def render_batch(
-    renderer, rows: Sequence[Row], seed: int, guard: Guardrail = Guardrail()
+    renderer, rows: Sequence[Row], seed: int, guard: Guardrail = Guardrail(), same_noise: bool = False
 ) -> Iterator[int | list[np.ndarray]]:
     """Render rows together; finished videos pass the guardrail.
 
@@ -75,14 +77,19 @@ def render_batch(
     """
     device = device_of(renderer.ldm)
     frame = to_model(np.stack([row.first for row in rows])[:, None]).to(device)  # (B, 3, 1, H, W)
+    coarse = list(frame)  # what the coarse decoder begins with, each (3, 1, ., .)
     parts: list[list[np.ndarray]] = [[row.first[None]] for row in rows]
     for clip in range(max(len(row.codes) for row in rows)):
         active = [i for i, row in enumerate(rows) if clip < len(row.codes)]
         index = torch.from_numpy(np.stack([rows[i].codes[clip] for i in active])).to(device)
         steps = index.shape[1]
-        noise = torch.cat([renderer.noise(frame[:1], steps, generator(seed, 8, *rows[i].key, clip)) for i in active])
-        video = renderer.render(frame[active], index, noise)
+        keys = [() if same_noise else (*rows[i].key, clip) for i in active]
+        noise = torch.cat([renderer.noise(frame[:1], steps, generator(seed, 8, *key)) for key in keys])
+        begun = torch.stack([coarse[i] for i in active])
+        video = renderer.render(frame[active], index, noise, begun)
         frame[active] = video[:, :, -1:]
+        for i, end in zip(active, renderer.end(video, begun, index), strict=True):
+            coarse[i] = end.clone()  # a view would keep the whole clip
         for i, frames in zip(active, to_uint8(video[:, :, 1:]), strict=True):
             parts[i].append(frames)
         yield len(active)
@@ -114,17 +121,23 @@ def plan(cases: list[str], written: list[np.ndarray], codes: CodeStore, firsts: 
 
 
 def render_all(
-    renderer, rows: list[Row], fps: float, batch: int, seed: int, folder: Path, guard: Guardrail = Guardrail()
+    renderer,
+    rows: list[Row],
+    fps: float,
+    config: RolloutConfig,
+    seed: int,
+    folder: Path,
+    guard: Guardrail = Guardrail(),
 ) -> None:
     """mp4s in `folder`; a batch all of whose files are there is not rendered again."""
     with progress(sum(len(row.codes) for row in rows), "render clips") as bar:
-        for numbers in plan_batches(rows, batch):
+        for numbers in plan_batches(rows, config.batch):
             chosen = [rows[i] for i in numbers]
             targets = [folder / f"{row.name}.mp4" for row in chosen]
             if all(target.exists() for target in targets):
                 bar.resume(sum(len(row.codes) for row in chosen))
                 continue
-            for step in render_batch(renderer, chosen, seed, guard):
+            for step in render_batch(renderer, chosen, seed, guard, config.same_noise):
                 if isinstance(step, int):
                     bar.advance(step)
                     continue

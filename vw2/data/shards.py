@@ -26,6 +26,7 @@ import polars as pl
 from vw2.console import UserError
 
 SHARD_BYTES = 256 * 2**20
+AT_ONCE = 2**24  # pixels of the clips that go through a model at once, in all frames; one clip may have more
 UNKNOWN = "unknown"  # source of videos that no ingest has seen
 INDEX = {
     "video": pl.String,
@@ -227,6 +228,11 @@ class ClipStore:
         chosen = np.linspace(0, ends[-1] - 1, count).round().astype(int)
         places = np.searchsorted(ends, chosen, side="right")
         return np.stack([parts[place][frame - ends[place]] for place, frame in zip(places, chosen, strict=True)])
+
+    @property
+    def at_once(self) -> int:
+        """Clips that are encoded or rendered together where no parameter says how many (our choice)."""
+        return max(1, min(32, AT_ONCE // (self.clip_frames * self.height * self.width)))
 
     def select(self, **wanted: Any) -> list[int]:
         """Rows whose columns have the wanted values: select(split="train", task=["paper_boat", "paper_airplane"]).

@@ -39,6 +39,15 @@ class Walked:
     walkers: slice  # B of all
     keys: list[tuple[int, int]]  # B: the walker, and which of its stretches of clips that follow each other this is
 
+    def parts(self, size: int | None) -> Iterator[tuple[Walked, float]]:
+        """It in parts of at most `size` clips (None: whole), each with its share of them."""
+        batch, first = len(self.frames), self.walkers.start
+        for low in range(0, batch, size or batch):
+            high = min(low + (size or batch), batch)
+            walkers = slice(first + low, first + high)
+            part = Walked(self.frames[low:high], self.follows[low:high], walkers, self.keys[low:high])
+            yield part, (high - low) / batch
+
 
 def route(store: ClipStore, rows: Sequence[int]) -> list[Leg]:
     """The legs of one video whose clips are `rows`, in order; a single clip is walked to and fro."""

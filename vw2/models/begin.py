@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+from torch import Tensor
+from torch.nn.functional import pad
+
 from vw2.console import UserError, refusals
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
-from vw2.models.dldm import DLDM, DLDMConfig
+from vw2.models.dldm import DLDM
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDMConfig
 from vw2.models.ldm_files import read_ldm_config
-from vw2.models.pretrained import load_whole, take_over
+from vw2.models.pretrained import load_whole, read_safetensors, take_over
 from vw2.models.renderer import DLDMRenderer
 
 
@@ -30,13 +34,30 @@ def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
             )
 
 
+def read_tokens(file: Path, most: int, width: int) -> Tensor:
+    """The one tensor of a safetensors file, context tokens (n, width), filled up to `most` with zeros (release).
+
+    Raises: UserError if the file cannot be read or holds anything else.
+    """
+    key = "dldm.guidance_against"
+    weights = list(read_safetensors(file, key).values())
+    shape = list(weights[0].shape) if weights else []
+    if len(weights) != 1 or len(shape) != 2 or not 0 < shape[0] <= most or shape[1] != width:
+        raise UserError(
+            f"{file}: expected one tensor of 1 to {most} tokens by {width} numbers, got {len(weights)}, the first of "
+            f"shape {shape}; change {key}"
+        )
+    return pad(weights[0], (0, 0, 0, most - shape[0]))
+
+
 def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRenderer:
     """The dLDM with warm LDM and pretrained VDM (or a random one, `dldm.vdm.train`).
 
     Args:
         warm: folder of the LDM of the warm-up.
         prior_folder: of the mini prior.
-    Raises: UserError if the LDM that `config` asks for is another one, or the control branch's weights do not fit.
+    Raises: UserError if the LDM that `config` asks for is another one, or the control branch's weights or the tokens of
+        `dldm.guidance_against` do not fit.
     """
     prior = load_backend(config.backend, prior_folder)
     start_vdm(prior, config.vdm)
@@ -50,4 +71,7 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRende
         )
     if config.control.weights is not None:
         load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")
+    if config.guidance_against is not None:
+        given = dldm.against.tokens
+        given.copy_(read_tokens(Path(config.guidance_against), *given.shape[1:]))
     return DLDMRenderer(dldm, prior)

@@ -12,35 +12,30 @@ VDM, decoder loss reaches the codes         dldm.reconstruction codes, dldm.cont
 Legend: B batch, T frames, L latent frames, K = L - 1 steps, N queries, G digits, C latent channels.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vw2.console import UserError
 from vw2.media.jitter import jitter
-from vw2.models.adapt import AdaptConfig, adapt_vdm
-from vw2.models.attention import Attention, Sight
-from vw2.models.backends import BackendConfig
-from vw2.models.control import SEES, ControlBranch, ControlConfig, blind
-from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, Levels, LevelWeight, guided
+from vw2.models.adapt import adapt_vdm
+from vw2.models.control import SEES, ControlBranch, blind
+from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, guided
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.drawing import Drawing
 from vw2.models.flow import (
     FRAME_TIMES,
     SAMPLERS,
-    FrameTimes,
-    Order,
     add_noise,
     flow_loss,
     motion_weight,
     noised,
     normal,
 )
-from vw2.models.ldm import LDM, LDMConfig
+from vw2.models.ldm import LDM
 from vw2.models.port import VideoPrior
-from vw2.models.projection import Projection, ProjectionConfig
-from vw2.models.ranges import at_least
+from vw2.models.projection import Projection
 from vw2.models.timeline import STRIDE, Window, draw_window, fill, windows
 
 
@@ -60,94 +55,24 @@ def stop_nothing(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 REACH = {"off": stop_both, "decoder": stop_both, "trunk": stop_codes, "codes": stop_nothing}
 
 
-@dataclass(frozen=True)
-class DLDMConfig(LDMConfig):
-    """Group `dldm` of params.yaml: an LDM and what stands around it."""
-
-    backend: BackendConfig = field(default_factory=BackendConfig)
-    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
-    vdm: AdaptConfig = field(default_factory=AdaptConfig)
-    window: int = 93  # most frames that the VDM draws at once
-    attention: Attention = "dense"  # how the VDM's masked attention is computed; the result is the same
-    self_attention: Sight = "causal"  # of the VDM, over latent frames
-    cross_attention: Sight = "causal"  # of latent frames to code steps
-    frame_times: FrameTimes = "shared"  # noise levels of a clip's latent frames in training
-    # what the coarse loss teaches in the joint stage: nothing, the decoder, the encoder too, the codes too
-    reconstruction: Literal["off", "decoder", "trunk", "codes"] = "decoder"
-    reconstruction_weight: float = 1.0
-    denoising_weight: float = 1.0  # the release: 10
-    noise_levels: Levels = "logit_normal"  # how noise levels are drawn in training
-    level_weight: LevelWeight = "uniform"  # what the denoising loss makes of them
-    time_shift: float = 1.59  # logit_normal: t = sigmoid(N(0, 1) + shift)
-    motion_weight: float = 1.0  # how much more the loss says where something moves; 0 = plain mean
-    target_jitter: float = 0.0  # strength of other colours for the VDM alone; the release: 1
-    first_noise: float = 0.1  # largest noise on the given first latent frame, against drift in chained rollouts
-    code_dropout: float = 0.0  # share of training clips whose codes the VDM is not told
-    guidance: float = 0.0  # how far rendering goes beyond what the VDM draws without codes; 0 = not at all
-    sampling_steps: int = 6
-    sampling_solver: Literal["euler", "ab2"] = "euler"  # see SOLVERS
-    sampling_shift: float = 3.0  # bends the noise levels: euler's shift, ab2's rho
-    sampling_start: float = 1.0  # noise level at which sampling begins, on top of the coarse video; 1 = noise alone
-    sampling_order: Order = "clip"  # all latent frames together, or one after the other over its clean past
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least("dldm", self, reconstruction_weight=0, denoising_weight=0, motion_weight=0, first_noise=0, guidance=0)
-        at_least("dldm", self, sampling_steps=1, target_jitter=0)
-        if not (0 < self.sampling_start <= 1 and self.sampling_shift > 0):
-            raise ValueError(
-                "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, "
-                f"got {self.sampling_start} and {self.sampling_shift}; change them"
-            )
-        if self.sampling_order == "frames" and (self.frame_times, self.self_attention) != ("independent", "causal"):
-            raise ValueError(
-                "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
-                f"got {self.frame_times} and {self.self_attention}; change these or set it to clip"
-            )
-        if not 0 <= self.code_dropout <= 1:
-            raise ValueError(f"dldm.code_dropout must lie in [0, 1], got {self.code_dropout}; change it")
-        if self.guidance and self.sampling_order == "frames":
-            raise ValueError(
-                f"dldm.guidance goes with dldm.sampling_order clip, got {self.guidance} and frames; set it to 0 or "
-                "change the order"
-            )
-        if self.backend.tokens and (self.self_attention, self.cross_attention) != ("full", "full"):
-            raise ValueError(
-                "dldm.backend.tokens goes with dldm.self_attention and dldm.cross_attention full, "
-                f"got {self.self_attention} and {self.cross_attention}; change these or set it to 0"
-            )
-        if self.target_jitter and self.control.blocks and self.control.sees == "change":
-            raise ValueError(
-                "dldm.target_jitter goes with dldm.control.sees grey, as change would compare true colours with "
-                f"others, got {self.target_jitter} and change; set it to 0 or see grey"
-            )
-        if self.window <= STRIDE or self.window % STRIDE != 1:
-            raise ValueError(f"dldm.window must be 1 + {STRIDE}m frames, at least {1 + STRIDE}, got {self.window}")
-
-    def for_clips(self, frames: int):
-        """As of the LDM; and what the VDM draws at once must fit its projection."""
-        config, most = super().for_clips(frames), self.projection.max_steps
-        parts = windows((frames - 1) // config.stride, self.window, config.stride)
-        if (longest := max(part.end - part.begin for part in parts)) > most:
-            raise ValueError(
-                f"the VDM draws {longest} steps at once but dldm.projection.max_steps is {most}; "
-                "raise it or lower dldm.window"
-            )
-        return config
-
-    @property
-    def ldm(self) -> LDMConfig:
-        """The part that the LDM alone is made from."""
-        return LDMConfig(**{each.name: getattr(self, each.name) for each in fields(LDMConfig)})
-
-
 @dataclass
 class JointBatch:
     """One batch of the joint stage."""
 
     video: Tensor  # (B, 3, T, H, W) in [-1, 1]
     first: Tensor  # (B, 3, 1, H, W) in [-1, 1], the frame to begin with: the video's own, or one that was drawn
+
+
+class GivenTokens(nn.Module):
+    """Context tokens that are given, (1, S, D), zeros at first."""
+
+    def __init__(self, number: int, width: int):
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(1, number, width))
+
+    def forward(self, batch: int) -> Tensor:
+        """-> (batch, S, D)."""
+        return self.tokens.expand(batch, -1, -1)
 
 
 class DLDM(nn.Module):
@@ -170,6 +95,8 @@ class DLDM(nn.Module):
         self.ldm.decoder.requires_grad_(config.reconstruction != "off")
         if self.ldm.connector is not None:  # the codes' way to it leads through the decoder: the VDM teaches it
             self.ldm.decoder.from_digits.requires_grad_(True)
+        if config.guidance_against is not None:  # kept with the weights; vw2.models.begin reads the file
+            self.against = GivenTokens(config.backend.tokens, prior.vdm.context)
         self.reach = REACH[config.reconstruction]
         self.sees = SEES[config.control.sees] if config.control.blocks else blind
         self.stride = config.stride or STRIDE
@@ -196,7 +123,11 @@ class DLDM(nn.Module):
             hint: (B, C, L, h, w) what the control branch sees of the coarse video (vw2.models.control.SEES).
             untold: (B,) bool, clips whose codes VDM and control branch are not told; None: all are told.
         """
-        tokens, branch = self.tokens(codes, untold), self.control
+        return self.velocity_told(noisy, time, first, self.tokens(codes, untold), hint)
+
+    def velocity_told(self, noisy: Tensor, time: Tensor, first: Tensor, tokens: Tensor, hint: Tensor) -> Tensor:
+        """The same, where VDM and control branch are told some context tokens (B, S, D)."""
+        branch = self.control
         control = branch(self.vdm, noisy, time, first, tokens, hint) if branch is not None else None
         return self.vdm(noisy, time, first, tokens, control)
 
@@ -207,6 +138,12 @@ class DLDM(nn.Module):
         if untold is None:
             return tokens
         return torch.where(untold[:, None, None], self.vdm.null.type_as(tokens), tokens)
+
+    def unsaid(self, codes: Tensor) -> Tensor:
+        """Context tokens (B, S, D) that guidance compares those of codes with: of no codes, or of what was given."""
+        if self.config.guidance_against is not None:
+            return self.against(len(codes))
+        return self.tokens(codes, torch.ones(len(codes), dtype=torch.bool, device=codes.device))
 
     def windows(self, steps: int) -> list[Window]:
         """The windows in which K steps are drawn."""
@@ -264,7 +201,9 @@ class DLDM(nn.Module):
         return loss, logs, drawing.end(batch.first)
 
     @torch.no_grad()
-    def render(self, vae, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+    def render(
+        self, vae, first_frame: Tensor, index: Tensor, noise: Tensor, coarse_first: Tensor | None = None
+    ) -> Tensor:
         """Render one clip, window by window; each begins with the last frame of the one before.
 
         Args:
@@ -272,9 +211,12 @@ class DLDM(nn.Module):
             first_frame: (B, 3, 1, H, W) in [-1, 1].
             index: (B, K, N) int64 codes.
             noise: (B, C, L, h, w) standard normal start.
+            coarse_first: (B, 3, 1, ., .), what the coarse decoder begins with; None: `first_frame`.
         Returns: (B, 3, T, H, W) in [-1, 1].
         """
-        codes, coarse = self.ldm.fsq.to_codes(index), self.ldm.coarse(first_frame, index)
+        codes = self.ldm.fsq.to_codes(index)
+        begun = first_frame if coarse_first is None else coarse_first
+        coarse = self.ldm.coarse(begun, index, tuple(first_frame.shape[-2:]))
         parts = [first_frame]
         for part in self.windows(index.shape[1]):
             frame = parts[-1][:, :, -1:]
@@ -284,14 +226,21 @@ class DLDM(nn.Module):
             parts.append(video[:, :, min(part.number, 1) :])  # later windows share their first frame with the last
         return torch.cat(parts[1:], dim=2)
 
+    def end(self, video: Tensor, coarse_first: Tensor, index: Tensor) -> Tensor:
+        """What the coarse decoder begins the next clip with, (B, 3, 1, ., .), see `chain`.
+
+        Args: what was rendered, (B, 3, T, H, W), what the coarse decoder began with, and the codes.
+        """
+        return video[:, :, -1:] if self.config.chain == "drawn" else self.ldm.coarse_end(coarse_first, index)
+
     def render_window(self, vae, frame: Tensor, codes: Tensor, coarse: Tensor, noise: Tensor) -> Tensor:
         """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`."""
         first, whole, config = vae.encode(frame), fill(coarse), self.config
         start = vae.encode(whole) if config.sampling_start < 1 else None  # from noise alone nobody looks at it
         hint = self.sees(vae, whole, first, start)
-        untold = torch.ones(len(first), dtype=torch.bool, device=first.device)
-        flow = lambda who: lambda x, t, frames: self.velocity(x, t, first, codes, hint[:, :, frames], who)  # noqa: E731
-        velocity = guided(flow(None), flow(untold), config.guidance)  # both see first frame and coarse video (release)
+        flow = lambda tokens: lambda x, t, at: self.velocity_told(x, t, first, tokens, hint[:, :, at])  # noqa: E731
+        told, unsaid = flow(self.tokens(codes)), flow(self.unsaid(codes)) if config.guidance else None
+        velocity = guided(told, unsaid, config.guidance)  # both see first frame and coarse video (release)
         level = noise.new_full((len(noise),), config.sampling_start)
         latents = noise if start is None else add_noise(start, noise, level)
         schedule = config.sampling_steps, config.sampling_shift, config.sampling_start

@@ -8,7 +8,9 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, pad, scaled_dot_product_attention
+
+from vw2.models.haar import PATCH, unblocks
 
 
 class Drawing:
@@ -45,6 +47,34 @@ class Strokes(Drawing):
 
     def last(self) -> "Strokes":
         return Strokes(*(each[:, :, -1:].detach() for each in (self.flow, self.erase, self.paint)))
+
+
+@dataclass(frozen=True)
+class LookedStrokes(Strokes):
+    """And painted with colours that places of a latent frame look up in the first frame (our choice), M of them each.
+
+    A place is a cell of PATCH by PATCH pixels; what it looks at are cells of half its side.
+    """
+
+    weight: Tensor  # (B, L, py, px, M, PATCH^3) of each colour in the pixels of a place; 0 at first
+    query: Tensor  # (B, L, py, px, M, D) of places
+    key: Tensor  # (B, 4 py px, D) of what they look at
+
+    def over(self, frame: Tensor) -> Tensor:
+        height, width = self.query.shape[2:4]
+        source = adaptive_avg_pool2d(frame[:, :, 0], (2 * height, 2 * width)).flatten(2).transpose(1, 2)
+        source = pad(source, (0, self.key.shape[-1] - source.shape[-1]))  # a fused kernel wants values like keys
+        query, key, value = (each[:, None] for each in (self.query.flatten(1, 4), self.key, source))
+        colours = scaled_dot_product_attention(query, key, value)[..., :3].view(*self.query.shape[:-1], 3)
+        painted = unblocks(colours.transpose(-1, -2) @ self.weight, PATCH)[:, :, : self.flow.shape[2]]
+        return super().over(frame) + enlarge(painted, tuple(frame.shape[-2:]))
+
+    def last(self) -> "LookedStrokes":
+        moment = (self.flow.shape[2] - 2) % PATCH  # in its latent frame, which is not full where steps are shorter
+        weight = self.weight[:, -1:].unflatten(-1, (PATCH, -1))[..., moment, :].detach()
+        weight = weight.repeat(*[1] * 5, PATCH)  # a single frame is repeated to fill one
+        query, key = self.query[:, -1:].detach(), self.key.detach()
+        return LookedStrokes(**vars(super().last()), weight=weight, query=query, key=key)
 
 
 @dataclass(frozen=True)

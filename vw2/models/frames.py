@@ -10,9 +10,9 @@ feature pixels (H/4, W/4).
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import pixel_shuffle, silu
 
-from vw2.models.drawing import Strokes
+from vw2.models.drawing import LookedStrokes, Strokes
 from vw2.models.haar import PATCH, HaarPatch
 from vw2.models.layers import GROUPS, CrossAttention, FrameAttention, FrameBlock, flatten_frames, unflatten_frames, zero
 
@@ -100,6 +100,11 @@ class FrameDecoder(nn.Module):
 
     def forward(self, first: Tensor, codes: Tensor) -> Strokes:
         """f_0 (B, C, 1, h, w) of the first frame and codes (B, K, N, G) -> what to draw over that frame."""
+        paint, erase, flow = self.pixels_of(self.conv_out(self.hidden(first, codes)), codes).split((3, 1, 2), dim=1)
+        return Strokes(self.FLOW * flow, erase, paint)
+
+    def hidden(self, first: Tensor, codes: Tensor) -> Tensor:
+        """As `forward` -> what the last layer draws from, (B L, C, h, w)."""
         history = self.history(codes)  # (B, L, condition)
         condition = (history + self.scene(first.mean((2, 3, 4)))[:, None]).flatten(0, 1)
         height, width = self.pixels
@@ -109,7 +114,39 @@ class FrameDecoder(nn.Module):
             hidden = block(hidden, condition)
             if i == 0:
                 hidden = self.space(hidden)
-        strokes = self.patch.inverse(unflatten_frames(self.conv_out(silu(self.norm(hidden))), len(codes)))
-        strokes = strokes[:, :, : 1 + self.stride * codes.shape[1]]
-        paint, erase, flow = strokes.split((3, 1, 2), dim=1)
-        return Strokes(self.FLOW * flow, erase, paint)
+        return silu(self.norm(hidden))
+
+    def pixels_of(self, patches: Tensor, codes: Tensor) -> Tensor:
+        """Haar patches (B L, 64 c, h, w) -> (B, c, T, H, W) at the size that the decoder works at."""
+        return self.patch.inverse(unflatten_frames(patches, len(codes)))[:, :, : 1 + self.stride * codes.shape[1]]
+
+
+class LookingDecoder(FrameDecoder):
+    """A `FrameDecoder` whose places also paint with colours that they look up in the first frame by attention.
+
+    So a block that moves, or the table where it stood, has the colour that the first frame shows, whatever it is (our
+    choice). Nothing is painted with them at first.
+
+    Args:
+        number: M, colours that a place looks up.
+    """
+
+    KEY = 16  # width of queries and keys
+
+    def __init__(self, *parts, number: int):
+        super().__init__(*parts)
+        width, (height, wide) = self.join.out_channels, self.pixels
+        self.number = number
+        self.weigh = zero(nn.Conv2d(width, number * PATCH**3, 1))
+        self.query, self.key = nn.Conv2d(width, number * self.KEY, 1), nn.Conv2d(width, 4 * self.KEY, 1)
+        self.query_place = nn.Parameter(torch.randn(number * self.KEY, height, wide))
+        self.key_place = nn.Parameter(torch.randn(self.KEY, 2 * height, 2 * wide))
+
+    def forward(self, first: Tensor, codes: Tensor) -> Strokes:
+        hidden, batch = self.hidden(first, codes), len(codes)
+        paint, erase, flow = self.pixels_of(self.conv_out(hidden), codes).split((3, 1, 2), dim=1)
+        query = self.query(hidden) + self.query_place
+        query = rearrange(query, "(b l) (m d) h w -> b l h w m d", b=batch, m=self.number)
+        key = pixel_shuffle(self.key(first[:, :, 0]), 2) + self.key_place
+        weight = self.patch.cells(unflatten_frames(self.weigh(hidden), batch))
+        return LookedStrokes(self.FLOW * flow, erase, paint, weight, query, key.flatten(2).transpose(1, 2))

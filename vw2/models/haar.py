@@ -50,5 +50,9 @@ class HaarPatch(nn.Module):
         return rearrange(blocks(video, self.side, self.side) @ self.matrix.T, "b l h w c s -> b (s c) l h w")
 
     def inverse(self, patches: Tensor) -> Tensor:
+        return unblocks(self.cells(patches), self.side, self.side)
+
+    def cells(self, patches: Tensor) -> Tensor:
+        """(B, side^3 C, L, H/side, W/side) -> pixels of blocks as `unblocks` takes them."""
         coefficients = rearrange(patches, "b (s c) l h w -> b l h w c s", s=self.side**3)
-        return unblocks(coefficients @ self.matrix * self.side**3, self.side, self.side)
+        return coefficients @ self.matrix * self.side**3

@@ -10,6 +10,7 @@ Alg. 1.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from vw2.models.causal import CausalConfig, CausalQueries
 from vw2.models.causal3d import ResidualBlock
 from vw2.models.causal_decoder import CausalDecoder
 from vw2.models.causal_encoder import CausalEncoder
-from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder
+from vw2.models.drawing import Drawing, enlarge
+from vw2.models.frames import CodeHistory, FrameDecoder, FrameEncoder, LookingDecoder
 from vw2.models.fsq import FSQ, resolve_levels
 from vw2.models.haar import PATCH
 from vw2.models.layers import GROUPS, HEADS
@@ -52,6 +54,7 @@ class LDMConfig:
         "change"  # what queries see of the frames: f_j (paper), or f_j - f_(j-1)
     )
     history_width: int = 128  # of the code history in the decoder
+    lookups: int = 0  # colours that each place of the decoder looks up in the first frame
     # parts causal
     causal: CausalConfig = field(default_factory=CausalConfig)
     # both
@@ -67,7 +70,7 @@ class LDMConfig:
     def __post_init__(self):
         resolve_levels(self.codebook, self.levels)
         at_least("dldm", self, queries=1, size=1, encoder_blocks=1, decoder_blocks=1, query_layers=1, max_steps=1)
-        at_least("dldm", self, vgg_weight=0, pixel_motion_weight=0)
+        at_least("dldm", self, vgg_weight=0, pixel_motion_weight=0, lookups=0)
         multiples("dldm", self, width=GROUPS, query_width=HEADS, history_width=HEADS)
         if not 0 <= self.drawn_share <= 1:
             raise ValueError(f"dldm.drawn_share must lie in [0, 1], got {self.drawn_share}; change it")
@@ -116,6 +119,7 @@ class Parts(NamedTuple):
 def frame_parts(config: LDMConfig) -> Parts:
     """The mini's (our choice)."""
     digits, (height, width) = len(config.resolved()), (side // PATCH for side in config.sides)
+    decoder = partial(LookingDecoder, number=config.lookups) if config.lookups else FrameDecoder
     return Parts(
         FrameEncoder(config.width, config.encoder_blocks),
         PrefixQueries(
@@ -130,7 +134,7 @@ def frame_parts(config: LDMConfig) -> Parts:
         ),
         # keeps each digit of each query spread over its levels; shared by all steps
         nn.BatchNorm1d(config.queries * digits, affine=False, momentum=0.05),
-        FrameDecoder(
+        decoder(
             config.width,
             config.decoder_blocks,
             CodeHistory(config.queries * digits, config.history_width, config.max_steps),
@@ -197,10 +201,19 @@ class LDM(nn.Module):
         return self.quantise(self.features(self.shrink(video)))[1]
 
     @torch.no_grad()
-    def coarse(self, first_frame: Tensor, index: Tensor) -> Tensor:
-        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, H, W)."""
-        drawing = self.decoder(self.features(self.shrink(first_frame)), self.fsq.to_codes(index))
-        return drawing.over(first_frame).clamp(-1, 1)
+    def coarse(self, first_frame: Tensor, index: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """First frame (B, 3, 1, H, W) and code indices (B, K, N) -> coarse video (B, 3, T, H, W), or at `size`."""
+        video = self.drawing(first_frame, index).over(first_frame)
+        return enlarge(video, size or tuple(first_frame.shape[-2:])).clamp(-1, 1)
+
+    @torch.no_grad()
+    def coarse_end(self, first_frame: Tensor, index: Tensor) -> Tensor:
+        """The last frame of the coarse video (B, 3, 1, *size), at the LDM's own size and not clamped (release)."""
+        return self.drawing(first_frame, index).last().over(self.shrink(first_frame))
+
+    def drawing(self, first_frame: Tensor, index: Tensor) -> Drawing:
+        """What the coarse decoder draws for first frame and code indices."""
+        return self.decoder(self.features(self.shrink(first_frame)), self.fsq.to_codes(index))
 
     def forward(self, video: Tensor, first: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Reconstruction loss of the warm-up (VideoWorld 2, sec. 3).

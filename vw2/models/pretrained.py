@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from vw2.console import UserError
 
@@ -20,6 +20,14 @@ def take_over(module: nn.Module, file: Path) -> list[str]:
     return sorted(set(mine) - set(fitting))
 
 
+def read_safetensors(file: Path, key: str) -> dict[str, Tensor]:
+    """All of a safetensors file, which the parameter `key` names. Raises: UserError if it is missing or broken."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} could not be read ({error}); set {key} to a safetensors file, or to null") from None
+
+
 def load_whole(module: nn.Module, file: Path, key: str) -> None:
     """Load a safetensors file that holds exactly the weights of `module`, whatever their precision.
 
@@ -27,10 +35,7 @@ def load_whole(module: nn.Module, file: Path, key: str) -> None:
         key: of the parameter that names the file, for messages.
     Raises: UserError if the file is missing or broken, or does not fit; `module` is then untouched.
     """
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} could not be read ({error}); set {key} to a safetensors file, or to null") from None
+    weights = read_safetensors(file, key)
     mine = {name: value.shape for name, value in module.state_dict().items()}
     theirs = {name: value.shape for name, value in weights.items()}
     odd = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))

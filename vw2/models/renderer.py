@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vw2.models.backends import BackendConfig, load_backend
-from vw2.models.dldm import DLDM, DLDMConfig
+from vw2.models.dldm import DLDM
+from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_ldm
 from vw2.models.port import VideoPrior
@@ -34,8 +35,11 @@ class Renderer(Protocol):
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         """One clip's start noise (1, ...) for a first frame like this one (1, 3, 1, H, W) and K code steps."""
 
-    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-        """(B, 3, 1, H, W), (B, K, N), noise -> (B, 3, T, H, W)."""
+    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor, coarse_first: Tensor | None = None) -> Tensor:
+        """(B, 3, 1, H, W), (B, K, N), noise -> (B, 3, T, H, W); `coarse_first` as in `DLDM.render`."""
+
+    def end(self, video: Tensor, coarse_first: Tensor, index: Tensor) -> Tensor:
+        """What the coarse decoder begins the next clip with, as `DLDM.end`."""
 
 
 class DLDMRenderer(nn.Module):
@@ -56,8 +60,11 @@ class DLDMRenderer(nn.Module):
         shape = (1, vae.latent, steps + 1, height // vae.side, width // vae.side)
         return torch.randn(shape, generator=rng).to(first_frame.device)
 
-    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-        return self.dldm.render(self.prior.vae, first_frame, index, noise)
+    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor, coarse_first: Tensor | None = None) -> Tensor:
+        return self.dldm.render(self.prior.vae, first_frame, index, noise, coarse_first)
+
+    def end(self, video: Tensor, coarse_first: Tensor, index: Tensor) -> Tensor:
+        return self.dldm.end(video, coarse_first, index)
 
 
 class SpreadRenderer(DLDMRenderer):
@@ -85,9 +92,12 @@ class LDMRenderer(nn.Module):
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         return torch.zeros(1, device=first_frame.device)
 
-    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor) -> Tensor:
+    def render(self, first_frame: Tensor, index: Tensor, noise: Tensor, coarse_first: Tensor | None = None) -> Tensor:
         video = self.ldm.coarse(first_frame, index)
         return torch.cat([first_frame, video[:, :, 1:]], dim=2)
+
+    def end(self, video: Tensor, coarse_first: Tensor, index: Tensor) -> Tensor:
+        return video[:, :, -1:]
 
 
 def save_dldm(dldm: DLDM, folder: Path) -> None:

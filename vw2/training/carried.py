@@ -23,14 +23,21 @@ class Carried(nn.Module):
     def __init__(self, walks: Walks, share: float, seed: int):
         super().__init__()
         self.share, self.seed = share, seed
-        self.register_buffer("frames", torch.zeros(walks.walkers, 3, 1, walks.store.height, walks.store.width))
+        self.batch, self.rank, self.ranks = walks.batch, walks.rank, walks.ranks
+        walkers = walks.walkers if share else 0  # at true size they are gigabytes
+        self.register_buffer("frames", torch.zeros(walkers, 3, 1, walks.store.height, walks.store.width))
 
     def first(self, walked: Walked, video: Tensor, step: int) -> Tensor:
         """First frames (B, 3, 1, H, W) to draw over: those of `video` (B, 3, T, H, W), or the carried ones."""
-        luck = torch.rand(len(video), generator=generator(self.seed, 11, step)) < self.share
+        if not self.share:
+            return video[:, :, :1]
+        luck = torch.rand(self.batch * self.ranks, generator=generator(self.seed, 11, step)) < self.share
+        low = self.rank * self.batch + walked.walkers.start % self.batch  # all of a step's clips are drawn for at once
+        luck = luck[low : low + len(video)]
         own = (luck & torch.from_numpy(walked.follows)).to(video.device).view(-1, 1, 1, 1, 1)
         return torch.where(own, self.frames[walked.walkers], video[:, :, :1])
 
     def keep(self, walked: Walked, end: Tensor) -> None:
         """Carry the last frames (B, 3, 1, H, W) that were drawn to the next clips."""
-        self.frames[walked.walkers] = end
+        if self.share:
+            self.frames[walked.walkers] = end

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from vw2.console import UserError
+from vw2.console import UserError, console
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,26 @@ class ComputeConfig:
             raise ValueError(f"compute.threads must be at least 1, got {self.threads}; use the number of cores")
 
 
-def start(config: ComputeConfig, seed: int) -> Accelerator:
+def start(config: ComputeConfig, seed: int, shared: bool = False) -> Accelerator:
     """Fix threads and determinism for this process and return the accelerator.
 
     Parameters made afterwards depend on `seed` alone. On CPU the same seed, threads and dtype give the same bits.
 
-    Raises: UserError if several processes were launched: each would train the same model and write the same files.
+    Args:
+        shared: several processes may share the training (vw2.training.parallel); the first alone is heard.
+    Raises: UserError if several were launched and may not: each would train the same model and write the same files.
     """
-    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if not shared and (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise UserError(
             f"expected one process, got {ranks} (torchrun or accelerate launch); start this stage without it: only "
-            "ingest and clip share their work among several"
+            "ingest, clip, warmup_dldm, train_dldm and train_plain_ldm share their work among several"
         )
+    accelerator = Accelerator(mixed_precision="bf16" if config.dtype == "bfloat16" else "no")
     torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    return Accelerator(mixed_precision="bf16" if config.dtype == "bfloat16" else "no")
+    console.quiet = not accelerator.is_main_process
+    return accelerator
 
 
 def generator(seed: int, *key: int) -> torch.Generator:

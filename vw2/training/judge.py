@@ -22,9 +22,9 @@ from vw2.training.compute import generator
 
 
 @torch.no_grad()
-def encode_rows(ldm: LDM, store: ClipStore, rows: list[int], batch: int = 32) -> np.ndarray:
+def encode_rows(ldm: LDM, store: ClipStore, rows: list[int]) -> np.ndarray:
     """(clips, K, N) int64 code indices of the chosen clips."""
-    device = device_of(ldm)
+    device, batch = device_of(ldm), store.at_once
     parts = [
         ldm.encode(to_model(store.batch(rows[i : i + batch])).to(device)).cpu().numpy()
         for i in track(range(0, len(rows), batch), "encode clips to codes")
@@ -60,9 +60,9 @@ def pick_clips(
 
 
 @torch.no_grad()
-def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render", batch: int = 32):
+def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render"):
     """Figures of vw2.evaluation.rendering for the chosen clips, and rows for a contact sheet."""
-    real, device = [store.frames(row) for row in rows], device_of(renderer.ldm)
+    real, device, batch = [store.frames(row) for row in rows], device_of(renderer.ldm), store.at_once
     videos = store.index[rows]["video"].to_list()
     codes = encode_rows(renderer.ldm, store, rows)
 
@@ -94,12 +94,12 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
 
 
 @torch.no_grad()
-def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int, batch: int = 32) -> dict[str, dict]:
+def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int) -> dict[str, dict]:
     """coarse.motion_share of the chosen clips: how much the coarse video of their own codes moves.
 
     Nothing where the clips themselves stand still.
     """
-    drawn, real = [], [store.frames(row) for row in rows]
+    drawn, real, batch = [], [store.frames(row) for row in rows], store.at_once
     for i in track(range(0, len(rows), batch), "draw coarse videos"):
         video = to_model(np.stack(real[i : i + batch])).to(device_of(ldm))
         drawn += list(to_uint8(ldm.coarse(video[:, :, :1], ldm.encode(video))))

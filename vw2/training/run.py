@@ -4,10 +4,19 @@ run = Run(...)
 for step in run:                      # begins where the last checkpoint ended
     loss, logs = model(batch(step))   # everything drawn from (seed, step)
     run.update(loss, logs)
+
+or, where a batch is too large to go through the model at once:
+
+for step in run:
+    for part in parts(batch(step)):
+        loss, logs = model(part)
+        run.add(loss, logs, len(part) / batch_size)
+    run.finish()
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +27,7 @@ from dvclive import Live
 from vw2.console import UserError, progress
 from vw2.scratch import atomic_file
 from vw2.training.muon import Muon, matrices
+from vw2.training.parallel import average, of_all
 
 
 @dataclass(frozen=True)
@@ -31,14 +41,14 @@ class OptimConfig:
     warmup: int = 0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0  # largest gradient norm (our choice)
+    clip: float | None = 1.0  # largest gradient norm (our choice); None: any
     save_every: int = 200  # steps between checkpoints
 
     def __post_init__(self):
         for key in ("steps", "batch", "save_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}; raise it")
-        if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0):
+        if not (self.lr > 0 and (self.clip is None or self.clip > 0) and self.weight_decay >= 0):
             got = f"{self.lr}, {self.clip} and {self.weight_decay}"
             raise ValueError(f"lr and clip must be above 0 and weight_decay at least 0, got {got}; change them")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -48,12 +58,37 @@ class OptimConfig:
         if not 0 <= self.warmup < max(self.steps, 1):
             raise ValueError(f"warmup must lie in [0, steps), got {self.warmup} of {self.steps}; lower it")
 
+    def factor(self, step: int) -> float:
+        """On the learning rates, at a 0-based step."""
+        return warmup_decay(step, self.warmup, self.steps)
 
-def warmup_decay(step: int, warmup: int, steps: int) -> float:
-    """Learning-rate factor of a 0-based step: linear up, linear down to 0 (VideoWorld 2, table 4)."""
+
+@dataclass(frozen=True)
+class LongOptimConfig(OptimConfig):
+    """And what long trainings of large models ask for."""
+
+    decay_steps: int | None = None  # step at which the decay ends, beyond the last one too; None: steps (paper)
+    last_factor: float = 0.0  # share of the peak at which it ends
+    micro_batch: int | None = None  # clips that go through the model at once; None: all of a step
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.decay_steps is not None and self.decay_steps <= self.warmup:
+            raise ValueError(f"decay_steps must be above warmup or null, got {self.decay_steps}; raise it")
+        if not 0 <= self.last_factor <= 1:
+            raise ValueError(f"last_factor must lie in [0, 1], got {self.last_factor}; change it")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1 or null, got {self.micro_batch}; raise it")
+
+    def factor(self, step: int) -> float:
+        return warmup_decay(step, self.warmup, self.decay_steps or self.steps, self.last_factor)
+
+
+def warmup_decay(step: int, warmup: int, steps: int, last: float = 0.0) -> float:
+    """Learning-rate factor of a 0-based step: linear up, linear down to `last` (VideoWorld 2, table 4: 0)."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return max(0.0, (steps - step) / max(1, steps - warmup))
+    return last + (1 - last) * max(0.0, (steps - step) / max(1, steps - warmup))
 
 
 @dataclass(frozen=True)
@@ -63,6 +98,8 @@ class Group:
     module: torch.nn.Module
     factor: float = 1.0  # on the learning rate
     begin: int = 0  # first step at which it may move
+    clipped: bool = True  # does `clip` hold for its gradient, taken together with that of all others it holds for?
+    own: bool = False  # its state differs from process to process
 
 
 def optimizers(groups: list[Group], config: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -98,59 +135,89 @@ class Run:
     ):
         self.accelerator, self.config, self.title, self.log_every = accelerator, config, title, log_every
         self.modules = [group.module for group in groups]
+        self.own = [number for number, group in enumerate(groups) if group.own]
         self.groups = [group for group in groups if any(p.requires_grad for p in group.module.parameters())]
         self.parameters = [p for group in self.groups for p in group.module.parameters() if p.requires_grad]
+        clipped = [group.module for group in self.groups if group.clipped]
+        self.clipped = [p for module in clipped for p in module.parameters() if p.requires_grad]
         self.optimizers = optimizers(self.groups, config)
         self.checkpoint = folder / "checkpoint.pt"
         self.logs = folder / "log"
         self.history: list[dict[str, float]] = []
         self.step = 0
+        self.sums: dict[str, float] = {}  # of the step that is being added up
         self.averages: dict[str, float] = {}
         if self.checkpoint.exists():
             self._load()
+        if len(steps := set(of_all(accelerator, self.step))) > 1:
+            raise UserError(
+                f"expected all processes to go on at one step of {title}, got {sorted(steps)}; let them share the disk "
+                f"of {folder}, or remove it"
+            )
 
     def __iter__(self) -> Iterator[int]:
         with (
-            Live(str(self.logs), resume=self.step > 0, save_dvc_exp=False, dvcyaml=None) as self.live,
+            self._live() as self.live,
             progress(self.config.steps, self.title) as self.bar,
         ):
-            self.live.step = self.step
+            if self.live is not None:
+                self.live.step = self.step
             if self.step:
                 self.bar.resume(self.step)
             while self.step < self.config.steps:
                 yield self.step
 
+    def _live(self) -> AbstractContextManager:
+        """The log, or None where process 0 keeps it."""
+        if not self.accelerator.is_main_process:
+            return nullcontext()
+        return Live(str(self.logs), resume=self.step > 0, save_dvc_exp=False, dvcyaml=None)
+
     def update(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor]) -> None:
-        """Backward, clip, step, schedule, log, checkpoint."""
+        """A whole step: backward, clip, step, schedule, log, checkpoint."""
+        self.add(loss, logs)
+        self.finish()
+
+    def add(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor], share: float = 1.0) -> None:
+        """Backward of some of a step's clips, which are so large a share of it."""
         if not torch.isfinite(loss):
             raise UserError(f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate")
-        factor = warmup_decay(self.step, self.config.warmup, self.config.steps)
+        if not self.sums:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss * share)
+        for key, value in {"loss": loss.detach(), **logs}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + share * float(value)
+
+    def finish(self) -> None:
+        """Clip, step, schedule, log, checkpoint, once all of a step's clips are added."""
+        factor = self.config.factor(self.step)
         for optimizer in self.optimizers:
             for slot, group in zip(optimizer.param_groups, self.groups, strict=True):
                 slot["lr"] = optimizer.defaults["lr"] * factor * group.factor if self.step >= group.begin else 0.0
-            optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        average(self.accelerator, [p.grad for p in self.parameters if p.grad is not None])
+        norm = self.accelerator.clip_grad_norm_(self.clipped, self.config.clip or math.inf)
         for optimizer in self.optimizers:
             optimizer.step()
-        self._log({"loss": loss.detach(), **logs, "gradient_norm": norm})
+        self._log(self.sums | {"gradient_norm": float(norm)})
+        self.sums = {}
         self.step += 1
         self.bar.advance(1, loss=self.averages["loss"])
         if self.step % self.config.save_every == 0 or self.step == self.config.steps:
             self.save()
 
-    def _log(self, logs: dict[str, float | torch.Tensor]) -> None:
+    def _log(self, logs: dict[str, float]) -> None:
         """Exponential averages of every logged number, written each `log_every` steps and after the last."""
         keep = 1 - 1 / self.log_every
         for key, value in logs.items():
-            value = float(value)
             if math.isfinite(value):
                 self.averages[key] = keep * self.averages[key] + (1 - keep) * value if key in self.averages else value
         if (self.step + 1) % self.log_every == 0 or self.step + 1 == self.config.steps:
-            self.live.step = self.step + 1
-            for key, value in self.averages.items():
-                self.live.log_metric(key, value, timestamp=False)
-            self.live.make_summary()
+            if self.live is not None:
+                self.live.step = self.step + 1
+                for key, value in self.averages.items():
+                    self.live.log_metric(key, value, timestamp=False)
+                self.live.make_summary()
             self.history.append({"step": self.step + 1, **self.averages})
 
     def save(self) -> None:
@@ -162,14 +229,23 @@ class Run:
             "averages": self.averages,
             "history": self.history,
         }
+        # process 0 writes for all; beside its own states those that others have to themselves
+        states = {number: self.modules[number].state_dict() for number in self.own}
+        states = {number: {key: value.cpu() for key, value in each.items()} for number, each in states.items()}
+        own = of_all(self.accelerator, states)
+        if not self.accelerator.is_main_process:
+            return
+        if own[1:]:
+            state["others"] = own[1:]
         with atomic_file(self.checkpoint) as temporary:
             with temporary.open("wb") as stream:  # torch's own writer hides that the disk is full
                 torch.save(state, stream)
 
     def _load(self) -> None:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        for module, weights in zip(self.modules, state["modules"], strict=True):
-            module.load_state_dict(weights)
+        others = [{}, *state.get("others", [])]
+        for number, weights in enumerate(state["modules"]):
+            self.modules[number].load_state_dict(others[self.accelerator.process_index].get(number, weights))
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.step, self.averages, self.history = state["step"], state["averages"], state["history"]
