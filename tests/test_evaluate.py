@@ -233,7 +233,7 @@ REAL = {"test_0": ("paper_boat", folding("paper_boat")), "test_1": ("block_tower
 PARAMS = """\
 seed: 0
 compute: {threads: 1, dtype: float32}
-evaluate: {hold: 2, threshold: 0.0, lpips_every: 4, lpips_weights: null}
+evaluate: {hold: 2, order: strict, threshold: 0.0, lpips_every: 4, lpips_weights: null}
 """
 
 

@@ -123,7 +123,9 @@ def test_ignored_codes_do_not_raise_the_denoising_loss(workspace):
     value = lambda name, key: figures[name][f"denoise.{key}"]["value"]  # noqa: E731
     assert value("deaf, no control", "rise") == value("deaf, no control", "rise_tokens") == 0
     assert value("deaf, control", "rise_tokens") == 0 != value("deaf, control", "rise")
-    assert all(value(name, "rise_tokens") != 0 for name in ("no control", "control"))
+    assert all(value(name, key) != 0 for name in ("no control", "control") for key in ("rise_tokens", "rise_unsteered"))
+    assert value("no control", "rise_unsteered") == value("no control", "rise_tokens"), "there is nothing to silence"
+    assert value("deaf, control", "rise_unsteered") == 0 and value("control", "unsteered") != value("control", "own")
     assert all(figure["n"] == 5 for figure in figures["control"].values()), "videos, not clips"
     (text,) = sentences(healthy() | figures["deaf, no control"], GatesConfig())
     assert text.startswith("the codes are ignored")
@@ -262,7 +264,8 @@ def test_stages_run_on_pairs_of_frames(workspace):
     params = write_params(workspace, {"dldm": {"vdm": {"train": "frozen"}}})
     train_dldm.main(params)
     metrics = json.loads(Path("metrics/train_dldm.json").read_text())
-    assert set(metrics["denoise"]) == {"own", "other_codes", "other_tokens", "rise", "rise_tokens"}
+    alone = {"unsteered", "unsteered_other", "rise_unsteered"}
+    assert set(metrics["denoise"]) == {"own", "other_codes", "other_tokens", "rise", "rise_tokens"} | alone
     rise = metrics["denoise"]["other_codes"] / metrics["denoise"]["own"] - 1
     assert metrics["denoise"]["rise"] == pytest.approx(rise, abs=1e-4)
     assert set(metrics["codes"]["step_entropy_bits"]) == {"k0"} and "motion_share" in metrics["coarse"]

@@ -100,18 +100,43 @@ def test_untold_clips_alone_are_deaf():
     assert torch.equal(one[1], dldm.velocity(noisy, time, known, codes, coarse)[1])
 
 
-def test_a_share_of_training_clips_is_not_told_its_codes(monkeypatch):
-    dldm, seen = tiny_dldm(code_dropout=0.25)[0], []
+@pytest.mark.parametrize(
+    "which, changes", [("untold", {"code_dropout": 0.25}), ("unsteered", {"control": ControlConfig(dropout=0.25)})]
+)
+def test_a_share_of_training_clips_is_not_told_or_steered(monkeypatch, which, changes):
+    dldm, seen = tiny_dldm(**changes)[0], []
 
-    def velocity(noisy, time, first, codes, hint, untold):
-        seen.append(untold)
+    def velocity(noisy, time, first, codes, hint, untold, unsteered):
+        seen.append({"untold": untold, "unsteered": unsteered})
         return noisy
 
     monkeypatch.setattr(dldm, "velocity", velocity)
     dldm.train().denoising(*window(4000), generator(0))
-    assert seen[0].float().mean() == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 4000) ** 0.5)
+    spread = 5 * (0.25 * 0.75 / 4000) ** 0.5
+    shares = {name: clips.float().mean().item() for name, clips in seen[0].items()}
+    assert shares.pop(which) == pytest.approx(0.25, abs=spread) and set(shares.values()) == {0.0}
     dldm.eval().denoising(*window(), generator(0))
-    assert not seen[1].any(), "when it is judged all are told"
+    assert not any(clips.any() for clips in seen[1].values()), "when it is judged none is left out"
+
+
+@torch.no_grad()
+def test_unsteered_clips_alone_are_blind_to_the_coarse_video():
+    dldm, _ = tiny_dldm()
+    noisy, known, coarse, codes = window()
+    time, unsteered = torch.tensor([0.5, 0.7]), torch.tensor([True, False])
+    draw_with = lambda hint: dldm.velocity(noisy, time, known, codes, hint, None, unsteered)  # noqa: E731
+    one, other = draw_with(coarse), draw_with(-coarse)
+    assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+    assert torch.equal(one[1], dldm.velocity(noisy, time, known, codes, coarse)[1])
+    alone = dldm.vdm(noisy, time, known, dldm.tokens(codes))
+    torch.testing.assert_close(one[0], alone[0], atol=1e-6, rtol=1e-5)
+
+
+def test_unsteered_training_teaches_the_codes_and_not_the_branch():
+    dldm, _ = tiny_dldm(control=ControlConfig(dropout=1.0))
+    dldm.train().denoising(*window(), generator(0)).backward()
+    assert all(p.grad is None or not p.grad.any() for p in dldm.control.parameters())
+    assert all(p.grad.any() for p in dldm.projection.mlp.parameters())
 
 
 def test_deaf_training_teaches_the_projection_nothing():

@@ -2,9 +2,11 @@
 
 The rule in time is fixed beforehand (our choice; the paper does not give one). Key step k of a paper task is reached
 at the first frame, not before the time of step k-1, from which the predicted class equals "<task>_k" for `hold`
-consecutive frames. A step counts only if all before it count (VideoWorld 2, sec. 5: sequential success). A block task
-succeeds if its final state fills the majority of the last `hold` frames. Thresholds are chosen on validation videos,
-never on the videos that are reported.
+consecutive frames. A step counts only if all before it count (VideoWorld 2, sec. 5: sequential success); and where a
+later step holds before its turn, steps were skipped, and nothing counts from there on (order strict; with order loose
+what comes too early is overlooked, so that codes in any order pass whose steps are in the right one by luck). A block
+task succeeds if its final state fills the majority of the last `hold` frames. Thresholds are chosen on validation
+videos, never on the videos that are reported.
 
 Legend: F frames of one video, M rows (frames or rollouts of many videos), C classes.
 """
@@ -12,6 +14,7 @@ Legend: F frames of one video, M rows (frames or rollouts of many videos), C cla
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from vw2.evaluation.intervals import Estimate, bootstrap_mean, success_interval
 
+Order = Literal["strict", "loose"]  # what a key step before its turn means
 UNCLEAR = -1  # predicted class of a frame about which the classifier is not sure enough
 
 
@@ -46,10 +50,11 @@ def step_targets(task: str, names: Sequence[str], n_steps: int = 7) -> list[int]
     return [list(names).index(name) for name in wanted]
 
 
-def step_times(pred: ArrayLike, targets: Sequence[int], hold: int) -> list[int]:
+def step_times(pred: ArrayLike, targets: Sequence[int], hold: int, order: Order = "strict") -> list[int]:
     """Frame at which each key step is reached, for the unbroken run of steps from the first one on (our choice).
 
-    Args:    pred: (F,) class per frame; targets: class numbers of the key steps in order; hold: frames, >= 1.
+    Args:    pred: (F,) class per frame; targets: class numbers of the key steps in order; hold: frames, >= 1;
+             order: strict = a later step before its turn ends the run.
     Returns: as many frame numbers as steps are reached, ascending; the frame is the first of the `hold` frames.
     Raises:  ValueError if hold < 1, targets repeat or pred is not one-dimensional.
     """
@@ -59,20 +64,23 @@ def step_times(pred: ArrayLike, targets: Sequence[int], hold: int) -> list[int]:
     times: list[int] = []
     if len(pred) < hold:
         return times
+    held = np.stack([sliding_window_view(pred == target, hold).all(1) for target in targets])  # (steps, F - hold + 1)
     start = 0
-    for target in targets:
-        held = sliding_window_view(pred == target, hold).all(1)  # (F - hold + 1,)
-        hits = np.flatnonzero(held[start:])
+    for step in range(len(targets)):
+        hits = np.flatnonzero(held[step, start:])
         if not len(hits):
+            break
+        early = held[step + 1 :, start : start + int(hits[0])]
+        if order == "strict" and early.any():
             break
         start += int(hits[0])
         times.append(start)
     return times
 
 
-def steps_reached(pred: ArrayLike, targets: Sequence[int], hold: int) -> int:
+def steps_reached(pred: ArrayLike, targets: Sequence[int], hold: int, order: Order = "strict") -> int:
     """Number of key steps reached in sequence; arguments and errors as in `step_times` (VideoWorld 2, sec. 5)."""
-    return len(step_times(pred, targets, hold))
+    return len(step_times(pred, targets, hold, order))
 
 
 def final_state(pred: ArrayLike, target: int, hold: int) -> bool:

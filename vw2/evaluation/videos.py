@@ -20,7 +20,7 @@ import polars as pl
 from vw2.console import UserError
 from vw2.data.frame_rate import source_index
 from vw2.evaluation.quality import Perceptual, align, lpips_distance, video_quality
-from vw2.evaluation.success import final_state, predict, step_targets, steps_reached
+from vw2.evaluation.success import Order, final_state, predict, step_targets, steps_reached
 from vw2.media.decode import MediaError, read_frames
 
 N_STEPS = 7  # key steps of a paper task (VideoWorld 2, sec. 5)
@@ -33,6 +33,7 @@ class EvaluateConfig:
     """Group `evaluate` of params.yaml; the rules it sets are in vw2.evaluation.success."""
 
     hold: int = 3  # frames a class must last
+    order: Order = "strict"  # a key step before its turn ends the count, or is overlooked
     threshold: float = 0.0
     lpips_every: int = 4  # every n-th frame is measured
     lpips_weights: Path | None = None
@@ -92,7 +93,9 @@ def look(classifier: Classifier, frames: np.ndarray) -> dict[str, np.ndarray]:
     return classifier.predict(frames)
 
 
-def outcome(pred: np.ndarray, task: str, names: Sequence[str], hold: int) -> dict[str, int | bool | str]:
+def outcome(
+    pred: np.ndarray, task: str, names: Sequence[str], hold: int, order: Order = "strict"
+) -> dict[str, int | bool | str]:
     """What was achieved: "done", "final" (state at the end) and, for a task with key steps, "steps" reached in order.
 
     Args:    pred: (F,) class per frame, F >= 1; task: as in the manifest; names: the C classes.
@@ -103,7 +106,7 @@ def outcome(pred: np.ndarray, task: str, names: Sequence[str], hold: int) -> dic
     clear = best >= 0 and 2 * count.max() > min(hold, len(pred))
     found: dict[str, int | bool | str] = {"final": names[best] if clear else UNCLEAR}
     if f"{task}_1" in names:
-        found["steps"] = steps_reached(pred, step_targets(task, names, N_STEPS), hold)
+        found["steps"] = steps_reached(pred, step_targets(task, names, N_STEPS), hold, order)
         found["done"] = found["steps"] == N_STEPS
     elif task in names:
         found["done"] = final_state(pred, list(names).index(task), hold)
@@ -161,7 +164,9 @@ def judge_video(
         row |= quality_of(frames, case, perceptual, config.lpips_every)
     if classifier is not None:
         found = look(classifier, frames)
-        row |= outcome(predict(found["class"], config.threshold), case.task, classifier.names, config.hold)
+        row |= outcome(
+            predict(found["class"], config.threshold), case.task, classifier.names, config.hold, config.order
+        )
         row |= pose_error(found, case) if timed else {}
     return row
 

@@ -37,9 +37,12 @@ class ControlConfig:
     weights: str | None = None  # safetensors file to begin the joint stage with; None = copies of the VDM's blocks
     sees: Literal["change", "grey"] = "change"  # of the coarse video, see SEES
     hint_channels: int = 128  # mlp: what latents are filled up to (release)
+    dropout: float = 0.0  # share of training clips that it leaves alone, so that the VDM has to read the codes
 
     def __post_init__(self):
         at_least("dldm.control", self, blocks=0, hint_channels=1)
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dldm.control.dropout must lie in [0, 1], got {self.dropout}; change it")
         if list(self.numbers) != sorted(set(self.numbers)):
             raise ValueError(f"dldm.control.blocks must name each block once, in order, got {self.blocks}; change it")
         if self.weights is not None and not self.blocks:
@@ -86,6 +89,13 @@ SEES = {"change": change, "grey": grey}
 def patches(latents: Tensor, side: int) -> Tensor:
     """(B, C, L, h, w) -> (B, L P, C side^2)."""
     return rearrange(latents, "b c l (h p) (w q) -> b (l h w) (c p q)", p=side, q=side)
+
+
+def leave_out(residuals: list[Tensor | None], clips: Tensor | None) -> list[Tensor | None]:
+    """Residuals (B, L P, width) of a branch, zero for some of the clips, (B,) bool; None: for none of them."""
+    if clips is None:
+        return residuals
+    return [each if each is None else each.masked_fill(clips[:, None, None], 0) for each in residuals]
 
 
 class LinearHint(nn.Linear):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vw2.console import UserError
 from vw2.media.jitter import jitter
 from vw2.models.adapt import adapt_vdm
-from vw2.models.control import SEES, ControlBranch, blind
+from vw2.models.control import SEES, ControlBranch, blind, leave_out
 from vw2.models.denoiser import LEVEL_WEIGHTS, NOISE_LEVELS, SOLVERS, guided
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.drawing import Drawing
@@ -114,7 +114,14 @@ class DLDM(nn.Module):
         return None
 
     def velocity(
-        self, noisy: Tensor, time: Tensor, first: Tensor, codes: Tensor, hint: Tensor, untold: Tensor | None = None
+        self,
+        noisy: Tensor,
+        time: Tensor,
+        first: Tensor,
+        codes: Tensor,
+        hint: Tensor,
+        untold: Tensor | None = None,
+        unsteered: Tensor | None = None,
     ) -> Tensor:
         """The VDM's velocity; noisy, time and first as in VDM.forward.
 
@@ -122,13 +129,23 @@ class DLDM(nn.Module):
             codes: (B, K, N, G).
             hint: (B, C, L, h, w) what the control branch sees of the coarse video (vw2.models.control.SEES).
             untold: (B,) bool, clips whose codes VDM and control branch are not told; None: all are told.
+            unsteered: (B,) bool, clips that the control branch adds nothing to; None: all are steered.
         """
-        return self.velocity_told(noisy, time, first, self.tokens(codes, untold), hint)
+        return self.velocity_told(noisy, time, first, self.tokens(codes, untold), hint, unsteered)
 
-    def velocity_told(self, noisy: Tensor, time: Tensor, first: Tensor, tokens: Tensor, hint: Tensor) -> Tensor:
+    def velocity_told(
+        self,
+        noisy: Tensor,
+        time: Tensor,
+        first: Tensor,
+        tokens: Tensor,
+        hint: Tensor,
+        unsteered: Tensor | None = None,
+    ) -> Tensor:
         """The same, where VDM and control branch are told some context tokens (B, S, D)."""
-        branch = self.control
-        control = branch(self.vdm, noisy, time, first, tokens, hint) if branch is not None else None
+        control = None
+        if self.control is not None:
+            control = leave_out(self.control(self.vdm, noisy, time, first, tokens, hint), unsteered)
         return self.vdm(noisy, time, first, tokens, control)
 
     def tokens(self, codes: Tensor, untold: Tensor | None = None) -> Tensor:
@@ -154,7 +171,15 @@ class DLDM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.reconstruction != "off"):
             return self.ldm.decoder(*self.reach(self.ldm.features(frame), codes))
 
-    def denoising(self, clean: Tensor, known: Tensor, hint: Tensor, codes: Tensor, rng: torch.Generator) -> Tensor:
+    def denoising(
+        self,
+        clean: Tensor,
+        known: Tensor,
+        hint: Tensor,
+        codes: Tensor,
+        rng: torch.Generator,
+        unsteered: Tensor | None = None,
+    ) -> Tensor:
         """Denoising loss of one window, at noise levels and with noise drawn from `rng`.
 
         Args:
@@ -162,6 +187,7 @@ class DLDM(nn.Module):
             known: (B, C, 1, h, w) latents of the given first frame.
             hint: (B, C, L, h, w) of the coarse video, see `velocity`.
             codes: (B, K, N, G) of the window.
+            unsteered: as in `velocity`; None: drawn from `rng` (`control.dropout`).
         """
         config, batch, frames = self.config, len(clean), clean.shape[2]
         noise, device = normal(clean, rng), clean.device
@@ -170,7 +196,9 @@ class DLDM(nn.Module):
         jitter = config.first_noise * torch.rand(batch, 1, 1, 1, 1, generator=rng).to(device)
         first = known + jitter * normal(known, rng)
         untold = (torch.rand(batch, generator=rng) < config.code_dropout * self.training).to(device)
-        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, hint, untold)
+        if unsteered is None:
+            unsteered = (torch.rand(batch, generator=rng) < config.control.dropout * self.training).to(device)
+        velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, hint, untold, unsteered)
         weight = motion_weight(clean, config.motion_weight) * noised(time, frames)
         weight = weight * LEVEL_WEIGHTS[config.level_weight](time, frames)
         return flow_loss(velocity.float(), clean, noise, weight)

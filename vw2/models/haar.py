@@ -47,7 +47,7 @@ class HaarPatch(nn.Module):
         self.register_buffer("matrix", haar_matrix(side), persistent=False)
 
     def forward(self, video: Tensor) -> Tensor:
-        return rearrange(blocks(video, self.side, self.side) @ self.matrix.T, "b l h w c s -> b (s c) l h w")
+        return rearrange(self.times(blocks(video, self.side, self.side), self.matrix.T), "b l h w c s -> b (s c) l h w")
 
     def inverse(self, patches: Tensor) -> Tensor:
         return unblocks(self.cells(patches), self.side, self.side)
@@ -55,4 +55,9 @@ class HaarPatch(nn.Module):
     def cells(self, patches: Tensor) -> Tensor:
         """(B, side^3 C, L, H/side, W/side) -> pixels of blocks as `unblocks` takes them."""
         coefficients = rearrange(patches, "b (s c) l h w -> b l h w c s", s=self.side**3)
-        return coefficients @ self.matrix * self.side**3
+        return self.times(coefficients, self.matrix * self.side**3)
+
+    @staticmethod
+    def times(cells: Tensor, matrix: Tensor) -> Tensor:
+        """(..., s) @ (s, s) as one product of two matrices; torch would take a product for every patch."""
+        return (cells.reshape(-1, len(matrix)) @ matrix).view(cells.shape)

@@ -76,16 +76,19 @@ def frame_rows(store: ClipStore, truth: pl.DataFrame, manifest: pl.DataFrame, sp
 
 
 def _write(path: Path, parts: Iterable[np.ndarray], count: int, size: int, title: str) -> np.ndarray:
-    """Put (n, H, W, 3) parts, `count` frames in all, into one .npy file unless it is there; the memory map of it."""
+    """Put (n, H, W, 3) parts, `count` frames in all, into one .npy file unless it is there; the memory map of it.
+
+    Plain writes: pages of a memory map that is written would count as memory in use beside those that are read.
+    """
     if not path.exists():
-        with atomic_file(path) as temporary:
-            pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, size, size, 3))
+        with atomic_file(path) as temporary, temporary.open("wb") as out:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+            np.lib.format.write_array_header_1_0(out, header)
             done = 0
             for part in track(parts, title):
-                pixels[done : done + len(part)] = resize_frames(part, size, size, "stretch")  # keeps x, y fractions
+                out.write(resize_frames(part, size, size, "stretch").tobytes())  # keeps x, y fractions
                 done += len(part)
             assert done == count, f"expected {count} frames, got {done}"
-            pixels.flush()
     return np.load(path, mmap_mode="r")
 
 

@@ -115,38 +115,45 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
     Returns: with intervals by video, denoise.own; denoise.other_codes (code tokens and the coarse video drawn from
         them are another's);
         denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
-        denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it. Of a single video
-        denoise.own alone.
+        denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it. denoise.unsteered,
+        denoise.unsteered_other and denoise.rise_unsteered: the same of the tokens where the control branch is silent,
+        so that they alone say what moves. Of a single video denoise.own alone.
     """
     device = device_of(dldm.ldm)
     index = torch.from_numpy(encode_rows(dldm.ldm, store, rows)).to(device)
     codes = dldm.ldm.fsq.to_codes(index)
     videos = store.index[rows]["video"].to_list()
     swapped = other_video(videos)
-    losses = {name: np.zeros(len(rows)) for name in ("own", "other_codes", "other_tokens")}
+    ways = {  # name -> whose coarse video, whose tokens
+        "own": ("own", "own"),
+        "other_codes": ("other", "other"),
+        "other_tokens": ("own", "other"),
+        "unsteered": (None, "own"),
+        "unsteered_other": (None, "other"),
+    }
+    losses = {name: np.zeros(len(rows)) for name in ways}
     for n in track(range(len(rows)), "denoise clips"):
-        own, other = [n], [swapped[n]]
+        whose = {"own": [n], "other": [swapped[n]]}
         video = to_model(store.batch([rows[n]])).to(device)
-        drawn = {
-            name: dldm.ldm.coarse(video[:, :, :1], index[pick]) for name, pick in {"own": own, "other": other}.items()
-        }
+        drawn = {name: dldm.ldm.coarse(video[:, :, :1], index[pick]) for name, pick in whose.items()}
         for part in dldm.windows(index.shape[1]):
             clean = vae.encode(fill(video[:, :, part.frames]))
             first = clean[:, :, :1]
             hints = {name: dldm.sees(vae, fill(clip[:, :, part.frames]), first) for name, clip in drawn.items()}
-            for name, hint, pick in (
-                ("own", "own", own),
-                ("other_codes", "other", other),
-                ("other_tokens", "own", other),
-            ):
-                rng = generator(seed, 9, n, part.number)
-                loss = dldm.denoising(clean, first, hints[hint], codes[pick][:, part.steps], rng)
+            for name, (hint, tokens) in ways.items():
+                rng, silent = generator(seed, 9, n, part.number), torch.tensor([hint is None], device=device)
+                told = codes[whose[tokens]][:, part.steps]
+                loss = dldm.denoising(clean, first, hints[hint or "own"], told, rng, silent)
                 losses[name][n] += float(loss) * (part.end - part.begin) / index.shape[1]
     if len(set(videos)) == 1:  # no other codes to compare with
         return {"denoise.own": bootstrap_mean(losses["own"], videos, seed).as_dict()}
     figures = {f"denoise.{name}": bootstrap_mean(each, videos, seed) for name, each in losses.items()}
-    for name, other in (("rise", "other_codes"), ("rise_tokens", "other_tokens")):
-        figures[f"denoise.{name}"] = bootstrap_ratio(losses[other] - losses["own"], losses["own"], videos, seed)
+    for name, own, other in (
+        ("rise", "own", "other_codes"),
+        ("rise_tokens", "own", "other_tokens"),
+        ("rise_unsteered", "unsteered", "unsteered_other"),
+    ):
+        figures[f"denoise.{name}"] = bootstrap_ratio(losses[other] - losses[own], losses[own], videos, seed)
     return {key: figure.as_dict() for key, figure in figures.items()}
 
 

@@ -88,11 +88,14 @@ def plan(config: CraftConfig) -> list[tuple[str, int]]:
 
 
 def task_of(config: CraftConfig, split: str, index: int) -> str:
-    """Two paper videos to one block video in train, fail and probe; the test split has its own fixed counts."""
+    """Paper and block videos in turn in train, two to one in fail and probe; the split test has counts of its own."""
     if split == "test":
         if index < config.test_paper:
             return PAPER_TASKS[index % 2]
         return tuple(BLOCK_TASKS)[(index - config.test_paper) % 3]
+    if split == "train":
+        kind = tuple(BLOCK_TASKS) if index % 2 else PAPER_TASKS
+        return kind[index // 2 % len(kind)]
     cycle = ("paper_airplane", "paper_boat", "block_tower", "paper_airplane", "paper_boat", "block_horse") + (
         "paper_airplane",
         "paper_boat",
