@@ -6,7 +6,7 @@ In:  data/clips, data/truth.parquet, data/manifest.parquet, data/prior (its VAE)
 Out: data/classifier/{classifier.safetensors,config.json}, metrics/train_classifier.json, plots/train_classifier (one
      TSV per logged number), plots/confusion.csv (a row per test frame). Which frame has which class:
      vw2/evaluation/labels.py. Without truth (own videos) the stage says so and writes config.json with `skipped`.
-Time and memory at the committed sizes: 1 to 3 minutes on two cores, 7.5 GiB (mapped clips among it). Expect
+Time and memory at the committed sizes: 1 to 3 minutes on two cores, 6 GiB (mapped clips among it). Expect
 accuracy of 0.98 on unseen appearance.
 Tiny run: python -m stages.preset smoke && python -m stages.train_classifier (after ingest, clip and the prior)
 """
