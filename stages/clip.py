@@ -9,7 +9,7 @@ Rate: output frame j is source frame floor(j * source_fps / clip.fps + 1e-9); by
 A part of a file (start, stop) is cut from it to the frame, without seeking.
 Neighbouring clips share one frame; the tail of a video is padded by its last frame and marked in the index. Where cuts
 or stretches are dropped, each unbroken part of a video becomes a video of its own, <id>#1, <id>#2, ...
-Time and memory: 2,940 videos of 64x64 in a minute on two cores, 2 GiB. Interrupted runs continue file by file;
+Time and memory: 3,840 videos of 64x64 in a minute on two cores, 2 GiB. Interrupted runs continue file by file;
 under `torchrun` or `accelerate launch` the ranks share the files (vw2/data/ranks.py).
 Tiny run: python -m stages.preset smoke && python -m stages.ingest && python -m stages.clip
 """

@@ -6,7 +6,7 @@ Out: data/videos/*.mp4 (what the source made: craft, frames; else empty), data/m
      data/quarantine.parquet (one row per refused file, with the reason), data/truth.parquet (craft only, one row per
      frame, else no rows), data/tracks.parquet (robot data only, actions and states, one row per frame, else no rows),
      metrics/ingest.json, plots/ingest.png (one row per task), plots/ingest_shares.png (durations, share of each task).
-Time and memory: 2,940 craft videos of 64x64 in 2 to 6 minutes on two cores, 1 GiB; a folder at its decoding speed.
+Time and memory: 3,840 craft videos of 64x64 in 3 to 5 minutes on two cores, 1 GiB; a folder at its decoding speed.
 Interrupted runs continue video by video; under `torchrun` or `accelerate launch` the ranks share the files
 (vw2/data/ranks.py). The number of workers or ranks does not change a byte.
 Tiny run: python -m stages.preset smoke && python -m stages.ingest

@@ -4,7 +4,7 @@ In:  data/clips (split train of the sources), data/pretrained; params groups see
      pretrain_ldm (what the pretrained weights must have been made with), warmup_dldm, gates.
 Out: data/warmup/{ldm.safetensors,config.json}, metrics/warmup_dldm.json, plots/warmup_dldm (TSV per series),
      plots/warmup_dldm.png (real, coarse), plots/warmup_dldm_codes.png (entropy by step and by digit).
-Time and memory at the committed sizes: 12 to 25 minutes on two cores, 5 GiB. Headline: codes.entropy_bits well above
+Time and memory at the committed sizes: 18 to 32 minutes on two cores, 5.5 GiB. Headline: codes.entropy_bits well above
 half of log2(codebook). Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
 """

@@ -45,6 +45,10 @@ def test_loose_order_overlooks_what_comes_too_early(text, times):
     assert strict == times[: len(strict)], "the strict order is never the kinder one"
 
 
+def test_no_steps_to_reach():
+    assert success.step_times(frames("0011"), [], 2) == []
+
+
 def test_step_times_refuses_nonsense():
     with pytest.raises(ValueError, match="hold"):
         success.steps_reached(frames("01"), TARGETS, 0)

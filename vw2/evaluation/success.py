@@ -62,7 +62,7 @@ def step_times(pred: ArrayLike, targets: Sequence[int], hold: int, order: Order 
     if pred.ndim != 1 or hold < 1 or len(set(targets)) != len(targets):
         raise ValueError(f"expected pred (F,), hold >= 1 and distinct targets, got {pred.shape}, {hold}, {targets}")
     times: list[int] = []
-    if len(pred) < hold:
+    if len(pred) < hold or not targets:
         return times
     held = np.stack([sliding_window_view(pred == target, hold).all(1) for target in targets])  # (steps, F - hold + 1)
     start = 0

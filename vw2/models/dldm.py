@@ -187,7 +187,7 @@ class DLDM(nn.Module):
             known: (B, C, 1, h, w) latents of the given first frame.
             hint: (B, C, L, h, w) of the coarse video, see `velocity`.
             codes: (B, K, N, G) of the window.
-            unsteered: as in `velocity`; None: drawn from `rng` (`control.dropout`).
+            unsteered: as in `velocity`; None: drawn from `rng` in training (`control.dropout`).
         """
         config, batch, frames = self.config, len(clean), clean.shape[2]
         noise, device = normal(clean, rng), clean.device
@@ -196,8 +196,8 @@ class DLDM(nn.Module):
         jitter = config.first_noise * torch.rand(batch, 1, 1, 1, 1, generator=rng).to(device)
         first = known + jitter * normal(known, rng)
         untold = (torch.rand(batch, generator=rng) < config.code_dropout * self.training).to(device)
-        if unsteered is None:
-            unsteered = (torch.rand(batch, generator=rng) < config.control.dropout * self.training).to(device)
+        if unsteered is None and self.training and config.control.dropout:
+            unsteered = (torch.rand(batch, generator=rng) < config.control.dropout).to(device)
         velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, hint, untold, unsteered)
         weight = motion_weight(clean, config.motion_weight) * noised(time, frames)
         weight = weight * LEVEL_WEIGHTS[config.level_weight](time, frames)

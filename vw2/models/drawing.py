@@ -94,8 +94,8 @@ def enlarge(video: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, T, h, w) -> (B, C, T, H, W), bilinear, frame by frame."""
     if tuple(video.shape[-2:]) == size:
         return video
-    large = interpolate(video.transpose(1, 2).flatten(0, 1), size=size, mode="bilinear", antialias=False)
-    return large.unflatten(0, (len(video), -1)).transpose(1, 2)
+    large = interpolate(video.flatten(0, 1), size=size, mode="bilinear", antialias=False)
+    return large.unflatten(0, video.shape[:2])
 
 
 def warp(frame: Tensor, flow: Tensor) -> Tensor:
@@ -111,7 +111,6 @@ def warp(frame: Tensor, flow: Tensor) -> Tensor:
         (2 * torch.arange(side, device=flow.device, dtype=flow.dtype) + 1) / side - 1 for side in (height, width)
     )
     here = torch.stack(torch.broadcast_tensors(right, down[:, None]), dim=-1)  # grid_sample's: sides from -1 to 1
-    source = (here + 2 * flow.permute(0, 2, 3, 4, 1)).flatten(0, 1)
-    copies = frame.expand(-1, -1, frames, -1, -1).transpose(1, 2).flatten(0, 1)
-    moved = grid_sample(copies, source.to(frame.dtype), padding_mode="border", align_corners=False)
-    return moved.unflatten(0, (-1, frames)).transpose(1, 2)
+    source = (here + 2 * flow.permute(0, 2, 3, 4, 1)).flatten(1, 2)  # the frames one below the other: one tall picture
+    moved = grid_sample(frame[:, :, 0], source.to(frame.dtype), padding_mode="border", align_corners=False)
+    return moved.unflatten(2, (frames, height))

@@ -192,8 +192,8 @@ class LDM(nn.Module):
         """(B, 3, T, H, W) -> (B, 3, T, *size)."""
         if tuple(video.shape[-2:]) == self.config.sides:
             return video
-        small = interpolate(video.transpose(1, 2).flatten(0, 1), size=self.config.sides, mode=self.config.shrink)
-        return small.unflatten(0, (len(video), -1)).transpose(1, 2)
+        small = interpolate(video.flatten(0, 1), size=self.config.sides, mode=self.config.shrink)
+        return small.unflatten(0, video.shape[:2])
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:

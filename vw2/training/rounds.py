@@ -1,7 +1,7 @@
 """Pretraining in rounds: what is kept of one, and how the next goes on from it."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vw2.console import UserError
@@ -48,7 +48,8 @@ def take_up(folder: Path, saved: Path, config: PretrainLDMConfig, ldm: LDMConfig
             f"{config.rounds}; change it, or {advice}"
         )
     check_record(made, config.record(done), "pretrain_ldm", advice)
-    check_record(asdict(read_ldm_config(saved)), asdict(ldm), "dldm", advice)
+    old = replace(read_ldm_config(saved), drawn_share=ldm.drawn_share)  # no size: a round may have another one
+    check_record(asdict(old), asdict(ldm), "dldm", advice)
     if not (folder / f"round_{done - 1}").exists():
         with atomic_dir(folder / f"round_{done - 1}") as temporary:
             shutil.copytree(saved, temporary, dirs_exist_ok=True)
