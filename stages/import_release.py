@@ -17,7 +17,8 @@ Cosmos-Predict2 goes beside transformer/) and dldm.control.weights: OUT/dit/cont
 To go on with an imported LDM put it in the place of the warm-up's (the preset first, so that nothing is made anew):
 
     python -m stages.preset release
-    cp data/release/tokenizer/* data/warmup && dvc commit --force warmup_dldm && dvc repro train_dldm
+    mkdir -p data/warmup && cp data/release/tokenizer/* data/warmup
+    dvc commit --force warmup_dldm && dvc repro train_dldm
 
 For codes from it alone copy it to data/plain_ldm/dldm: python -m stages.extract_codes --variant plain_ldm.
 
