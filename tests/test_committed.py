@@ -8,8 +8,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COLUMNS = ("", "controls.ground_truth.", "controls.ground_truth_codes.", "controls.shuffled_codes.") + (
-    "controls.copy_first_frame.",
+COLUMNS = (  # file of the metrics, what its keys begin with
+    ("evaluate", ""),
+    ("plain_ldm/evaluate", ""),
+    *(
+        ("evaluate", f"controls.{name}.")
+        for name in ("ground_truth", "ground_truth_codes", "shuffled_codes", "copy_first_frame")
+    ),
 )
 BLOCKS = ("blocks.tower", "blocks.horse", "blocks.person")
 ROWS = {  # first cell of a row: what its cells hold, and their digits
@@ -33,13 +38,13 @@ def test_table_of_results(title):
     keys, digits = ROWS[title]
     (line,) = (line for line in README.splitlines() if line.startswith(f"| {title} |"))
     said = [cell.strip() for cell in line.strip("|").split("|")[1:]]
-    measured = [[figure("evaluate", prefix + key) for key in keys] for prefix in COLUMNS]
+    measured = [[figure(file, prefix + key) for key in keys] for file, prefix in COLUMNS]
     assert said == [" / ".join("-" if value is None else f"{value:.{digits}f}" for value in row) for row in measured]
 
 
 def test_sentence_of_the_state():
     text = " ".join(re.search(r"> \*\*State\.\*\*.*?\n\n", README, re.DOTALL).group().replace(">", "").split())
     own, other, copy = (figure("train_dldm", f"render.psnr{name}") for name in ("", "_other_codes", "_copy"))
-    assert f"{own - copy:.1f} dB closer to what really moved" in text and f"{own - other:.1f} dB closer than" in text
+    assert f"{own - copy:.1f} dB closer to the real one" in text and f"{own - other:.1f} dB closer than" in text
     for key, prefix in (("step_3", ""), ("step_3", "controls.shuffled_codes."), ("step_7", "")):
         assert f"{100 * figure('evaluate', f'{prefix}paper.{key}'):.0f} %" in text, f"{prefix}{key}"
