@@ -1,7 +1,8 @@
 """One training step of the true paper configuration on paper: `python -m benchmarks.plan > docs/plan_paper.md`.
 
-Parameters, FLOPs and what a step must keep, by part, from the models themselves on the meta device: nothing is
-allocated, no figure is assumed but those that the table names as such. Takes a minute and 1 GiB.
+Parameters, FLOPs and what a step must keep, by part, from the models themselves on fake tensors: nothing is allocated,
+no figure is assumed but those that the table names as such. As the stage computes: weights in float32, autocast to
+bfloat16. Takes two minutes and 1 GiB.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 import typer
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,14 +35,18 @@ SMALL = (240, 416)  # the LDM's (release)
 ROOT = Path(__file__).parents[1]
 BATCH, STEPS = 128, 100_000  # VideoWorld 2, table 4
 PRESET = "paper"
-GIB, STATES = 2**30, 12  # bytes of AdamW per parameter: fp32 weight and two fp32 moments
+GIB, WEIGHT, STATES = 2**30, 4, 8  # bytes of a parameter, and of AdamW's two moments
+
+
+def values_of(preset: str) -> dict:
+    """All parameters of a preset, over the committed params.yaml."""
+    overrides = parse((ROOT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"), preset)
+    return parse(patch((ROOT / "params.yaml").read_text(encoding="utf-8"), overrides, preset)[0], preset)
 
 
 def control_of(preset: str) -> ControlConfig:
-    """The control branch of a preset, over the committed params.yaml."""
-    overrides = parse((ROOT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"), preset)
-    text, _ = patch((ROOT / "params.yaml").read_text(encoding="utf-8"), overrides, preset)
-    return build(ControlConfig, parse(text, preset)["dldm"]["control"], "dldm.control")
+    """The control branch of a preset."""
+    return build(ControlConfig, values_of(preset)["dldm"]["control"], "dldm.control")
 
 
 CONTROL = control_of(PRESET)
@@ -48,30 +54,43 @@ COPIED = len(CONTROL.numbers)
 TEXT = f"""\
 # One joint step of the paper's configuration, planned
 
-Made by `python -m benchmarks.plan` on the meta device. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; LDM at
+Made by `python -m benchmarks.plan` on fake tensors. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; LDM at
 {SMALL[0]}x{SMALL[1]} (release) with prefix queries; block-causal VDM of Cosmos-Predict2 2B; control branch of
-{COPIED} blocks (release). Memory in GiB. Kept: what autograd holds for the backward pass of one clip, in bfloat16,
-with fused attention; checkpointed: every block of VDM and control branch is computed again in the backward pass.
+{COPIED} blocks (release). Memory in GiB. Weights in float32, computed under autocast to bfloat16, as the stage does.
+Kept: what autograd holds for the backward pass of one clip, bfloat16 copies of weights among it, with fused attention
+and norms in float32 as on GPUs; checkpointed: every block of VDM and control branch is computed again in the backward
+pass.
 
 {{rows}}
 
 - Weights, gradients and AdamW: {{states}} GiB on one GPU; with one clip {{alone}} GiB, checkpointed {{alone_less}} GiB.
   Sharded over 8 GPUs (FSDP) with a clip on each: {{shared}} GiB each, checkpointed {{shared_less}} GiB.
-  Not in it: the passing tensors of one layer, the VAE's among them, and what the libraries reserve.
+  Not in it: the passing tensors of one layer, the VAE's among them, what the libraries reserve, and, checkpointed, the
+  copies in bfloat16 of the blocks' weights, which autocast keeps until the forward pass has ended.
 - A batch goes through the model in micro-batches (`micro_batch`; the presets: a clip at a time), so that it needs the
   memory of one clip; several GPUs share it (`torchrun --nproc-per-node 8 -m stages.train_dldm`), each with the whole
-  model. The stage keeps weights and gradients in float32 and computes under autocast (states: 35.1 GiB). FSDP is open.
+  model. FSDP is open.
 - A clip costs {{clip}} TFLOP checkpointed, {{plain}} without. A step of {BATCH} clips (table 4) is {{step}} PFLOP;
   {STEPS:,} steps take {{hours}} GPU hours at an assumed {{tflops}} TFLOP/s (`--tflops`)."""
 
 
+NORMS = ("layer_norm", "group_norm", "rms_norm")  # autocast computes them in float32 on GPUs, on CPUs it does not
+single = lambda x: x.float() if isinstance(x, Tensor) else x  # noqa: E731
+
+
 class Fused(TorchFunctionMode):
-    """Attention without a mask keeps queries, keys, values and output but no matrix, as fused kernels on GPUs do."""
+    """Attention and norms as GPUs compute them under autocast.
+
+    Attention without a mask keeps queries, keys, values and output in bfloat16 but no matrix.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention and len(args) == 3 and kwargs.get("attn_mask") is None:
+            args = [x.bfloat16() for x in args] if torch.is_autocast_enabled("cpu") else args
             return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        if torch.is_autocast_enabled("cpu") and getattr(func, "__name__", "") in NORMS:
+            args, kwargs = map(single, args), {key: single(value) for key, value in kwargs.items()}
         return func(*args, **kwargs)
 
 
@@ -121,8 +140,8 @@ class Part:
 
     @property
     def states(self) -> int:
-        """Bytes of weights in bfloat16 and, where trained, their gradients and AdamW's states."""
-        return self.parameters * (2 + (2 + STATES) * self.trained)
+        """Bytes of weights and, where trained, their gradients and AdamW's moments."""
+        return self.parameters * (WEIGHT + (WEIGHT + STATES) * self.trained)
 
 
 def size(*modules: nn.Module) -> int:
@@ -138,21 +157,19 @@ def measure(step: Callable[[], Tensor], *modules: nn.Module) -> tuple[float, flo
     return forward.get_total_flops(), backward.get_total_flops(), kept.total
 
 
-def empty(*shape: int, **options) -> Tensor:
-    return torch.empty(*shape, device="meta", dtype=torch.bfloat16, **options)
+computing = torch.autocast("cpu", torch.bfloat16)  # around a function: as the stage computes it
 
 
 def ldm_part() -> Part:
     """Encoder, prefix queries, FSQ, coarse decoder and projection, with reconstruction and denoising loss."""
-    with torch.device("meta"):
-        config = LDMConfig(parts="causal", size=SMALL, causal=CausalConfig(view="prefix", connector=0))
-        ldm = LDM(config).to(torch.bfloat16)
-        digits = len(config.resolved())
-        projection = Projection(ProjectionConfig(), config.queries, digits, CosmosConfig().context).to(torch.bfloat16)
+    config = LDMConfig(parts="causal", size=SMALL, causal=CausalConfig(view="prefix", connector=0))
+    ldm = LDM(config)
+    projection = Projection(ProjectionConfig(), config.queries, len(config.resolved()), CosmosConfig().context)
 
+    @computing
     def step() -> Tensor:
-        features = ldm.features(empty(1, 3, FRAMES, *SMALL))
-        codes = ldm.quantise(features)[0].to(torch.bfloat16)
+        features = ldm.features(torch.empty(1, 3, FRAMES, *SMALL))
+        codes = ldm.quantise(features)[0]
         return ldm.decoder(features[:, :, :1], codes.detach()).video.float().sum() + projection(codes).float().sum()
 
     forward, backward, kept = measure(step, ldm, projection)
@@ -161,17 +178,16 @@ def ldm_part() -> Part:
 
 def vdm_parts(control: ControlConfig) -> tuple[Part, Part]:
     """VDM and control branch; block-causal masks by slices."""
-    with torch.device("meta"):
-        vdm = CosmosVDM(CosmosConfig(tokens=0, attention="causal")).to(torch.bfloat16)
-        branch = ControlBranch(control, vdm).to(torch.bfloat16)
+    vdm = CosmosVDM(CosmosConfig(tokens=0, attention="causal"))
+    branch = ControlBranch(control, vdm)
     vdm.layout.attention = "slices"
     frames, high, wide = 1 + (FRAMES - 1) // 4, HEIGHT // 8, WIDTH // 8
-    noisy, time, first = empty(1, 16, frames, high, wide), empty(1), empty(1, 16, 1, high, wide)
-    tokens = empty(1, 4 * (frames - 1), vdm.context, requires_grad=True)
+    noisy, time, first = (torch.empty(1, *size) for size in ((16, frames, high, wide), (), (16, 1, high, wide)))
+    tokens = torch.empty(1, 4 * (frames - 1), vdm.context, requires_grad=True)
     args = (noisy, time, first, tokens)
-    hidden, run_block = vdm.begin(*args)
+    hidden, run_block = computing(vdm.begin)(*args)
     hidden = hidden.detach().requires_grad_()
-    once, _, kept_block = measure(lambda: run_block(vdm.blocks[0], hidden), vdm)
+    once, _, kept_block = measure(computing(lambda: run_block(vdm.blocks[0], hidden)), vdm)
     residuals = lambda: sum(r.sum() for r in branch(vdm, *args, noisy) if r is not None)  # noqa: E731
     length = hidden.untyped_storage().nbytes()
     parts = []
@@ -179,7 +195,7 @@ def vdm_parts(control: ControlConfig) -> tuple[Part, Part]:
         ("VDM", vdm, len(vdm.blocks), lambda: vdm(*args)),
         ("control branch", branch, len(control.numbers), residuals),
     ):
-        forward, backward, kept = measure(step, vdm, branch)
+        forward, backward, kept = measure(computing(step), vdm, branch)
         # all blocks but one give way to their inputs
         less = kept - (blocks - 1) * kept_block + (blocks - 1) * length
         parts.append(Part(name, size(module), True, forward, backward, kept, less, blocks * once))
@@ -188,10 +204,9 @@ def vdm_parts(control: ControlConfig) -> tuple[Part, Part]:
 
 def vae_part() -> Part:
     """The frozen VAE encodes the clip and the coarse video."""
-    with torch.device("meta"):
-        vae = WanVAE(AutoencoderKLWan()).to(torch.bfloat16)
+    vae = WanVAE(AutoencoderKLWan())
     with torch.no_grad(), FlopCounterMode(display=False) as count:
-        vae.encode(empty(1, 3, FRAMES, HEIGHT, WIDTH))
+        computing(vae.encode)(torch.empty(1, 3, FRAMES, HEIGHT, WIDTH))
     return Part("VAE (frozen)", size(vae), False, 2 * count.get_total_flops())
 
 
@@ -205,14 +220,14 @@ def tera(flops: float) -> str:
 
 def report(parts: list[Part], tflops: float) -> str:
     """The table in Markdown, with what follows from it."""
-    head = ("part", "parameters", "weights, bf16", "gradients, bf16", "AdamW, fp32", "kept", "kept, checkpointed")
+    head = ("part", "parameters", "weights", "gradients", "AdamW", "kept", "kept, checkpointed")
     head += ("forward, TFLOP", "backward, TFLOP")
     rows = [
         [
             part.name,
             f"{part.parameters:,}",
-            gib(2 * part.parameters),
-            *(gib(n * part.parameters * part.trained) for n in (2, STATES)),
+            gib(WEIGHT * part.parameters),
+            *(gib(n * part.parameters * part.trained) for n in (WEIGHT, STATES)),
             gib(part.kept),
             gib(part.kept_checkpointed),
             tera(part.forward),
@@ -224,7 +239,7 @@ def report(parts: list[Part], tflops: float) -> str:
     trained = sum(part.parameters for part in parts if part.trained)
     total = lambda key: sum(getattr(part, key) for part in parts)  # noqa: E731
     rows.append(
-        ["**all**", f"{everything:,}", gib(2 * everything), gib(2 * trained), gib(STATES * trained)]
+        ["**all**", f"{everything:,}", gib(WEIGHT * everything), gib(WEIGHT * trained), gib(STATES * trained)]
         + [gib(total("kept")), gib(total("kept_checkpointed")), tera(total("forward")), tera(total("backward"))]
     )
     line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
@@ -247,7 +262,9 @@ def report(parts: list[Part], tflops: float) -> str:
 
 def main(tflops: float = typer.Option(400.0, help="Sustained speed of one GPU, TFLOP/s.")) -> None:
     """Print the plan in Markdown."""
-    print(report([ldm_part(), *vdm_parts(CONTROL), vae_part()], tflops))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        parts = [ldm_part(), *vdm_parts(CONTROL), vae_part()]
+    print(report(parts, tflops))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from vw2.evaluation.benchmark import CEILING, COPY, TIMED
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import lpips_model
 from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_video
+from vw2.files import read_table
 from vw2.models.classifier import load_classifier
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
@@ -103,7 +104,7 @@ def main(
             perceptual[1].to(device)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"evaluate.lpips_weights {config.lpips_weights}: {error}") from error
-    truth = pl.read_parquet(TRUTH)
+    truth = read_table(TRUTH)
     eye = perceptual[0] if perceptual else "none"
     chosen = {"seed": seed, "evaluate": asdict(config), "compute": asdict(compute), "lpips": eye}
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", MANIFEST, TRUTH, CLASSIFIER, place.rollout]

@@ -34,6 +34,7 @@ import typer
 
 from vw2.console import UserError, run, say
 from vw2.data.codes import CodesInfo
+from vw2.files import read_json
 from vw2.interop.checkpoints import import_weights, read_checkpoint
 from vw2.interop.codes import import_codes
 from vw2.interop.dit import BRANCH, DiTConfig, import_dit, told, without_lora, write_dit
@@ -41,7 +42,7 @@ from vw2.interop.keys_dit import apart
 from vw2.interop.keys_tokenizer import TOKENIZER
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import save_ldm
-from vw2.models.settings import read_json, settings
+from vw2.models.settings import settings
 from vw2.models.timeline import PAIR
 from vw2.scratch import atomic_dir
 

@@ -19,6 +19,7 @@ from vw2.console import UserError, run, say
 from vw2.data.shards import ClipStore
 from vw2.evaluation.benchmark import CONTROLS, read_rollouts
 from vw2.evaluation.report import page, read_details, verdict, worst
+from vw2.files import read_table
 from vw2.media.decode import MediaError, read_frames
 from vw2.media.sheet import write_sheet
 from vw2.scratch import atomic_file
@@ -77,7 +78,7 @@ def main(variant: Variant = typer.Option("vw2", help="Whose run: VideoWorld 2's,
     results = (RESULTS if variant == "vw2" else place.rollout.with_name(RESULTS.name)) / "results.parquet"
     if not results.is_file():
         raise UserError(f"{results} does not exist; run `dvc repro evaluate` first")
-    write_sheet(place.plots / "failures.png", failure_rows(pl.read_parquet(results), place.rollout))
+    write_sheet(place.plots / "failures.png", failure_rows(read_table(results), place.rollout))
     details, rival = read_details(METRICS, STAGES, place.metrics_prefix), None
     if variant != "vw2":
         everything = read_details(METRICS, STAGES)

@@ -46,9 +46,10 @@ PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
 
 
-def load_models(place, store: ClipStore, device) -> tuple[Renderer, ARTransformer]:
+def load_models(place, store: ClipStore, accelerator) -> tuple[Renderer, ARTransformer]:
     """Renderer and AR transformer. Raises: UserError if they were made for other codes."""
-    renderer, ar = load_renderer(place.dldm, PRIOR).place(device), load_ar(place.ar).to(device)
+    renderer = load_renderer(place.dldm, PRIOR).place(accelerator.device, accelerator.autocast)
+    ar = load_ar(place.ar).to(accelerator.device)
     ldm = renderer.ldm.config
     steps = (store.clip_frames - 1) // (ldm.stride or STRIDE)
     ar.shape.check(CodeShape(ldm.resolved(), steps, ldm.queries), str(place.ar), str(place.dldm))
@@ -56,7 +57,7 @@ def load_models(place, store: ClipStore, device) -> tuple[Renderer, ARTransforme
 
 
 def from_image(
-    image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int, device
+    image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int, accelerator
 ) -> None:
     """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
     if not image.is_file():
@@ -66,8 +67,8 @@ def from_image(
     except MediaError as error:
         raise UserError(f"{image} {error}; give another picture with --image") from error
     first = resize_frame(picture, store.height, store.width, store.config["fit"])
-    renderer, ar = load_models(place, store, device)
-    guard = guardrail_of(renderer.backend, device)
+    renderer, ar = load_models(place, store, accelerator)
+    guard = guardrail_of(renderer.backend, accelerator.device)
     guard.instruction(instruction)
     n = config.samples
     keys = [f"{image.stem}/{s}" for s in range(n)]
@@ -93,10 +94,10 @@ def main(
     seed = values["seed"]
     config = parameters.build(RolloutConfig, values["rollout"], "rollout")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    device = start(compute, seed).device
+    accelerator = start(compute, seed)
     place, store = paths(variant), ClipStore(CLIPS)
     if image is not None:
-        from_image(image, instruction, place, config, store, seed, device)
+        from_image(image, instruction, place, config, store, seed, accelerator)
         return
     stage = f"{place.metrics_prefix}rollout"
     table(stage, asdict(config))
@@ -112,8 +113,8 @@ def main(
         cases = [video for video in codes.videos("train") if video in wanted][: config.max_cases or 8]
         console.print("no video of split test: rolling out from training videos instead", markup=False)
     with runtime(stage) as rates:
-        renderer, ar = load_models(place, store, device)
-        guard = guardrail_of(renderer.backend, device)
+        renderer, ar = load_models(place, store, accelerator)
+        guard = guardrail_of(renderer.backend, accelerator.device)
         for video in cases:
             guard.instruction(told[video])
         firsts = {video: store.frames(store.select(video=video, clip=0)[0])[0] for video in cases}

@@ -27,9 +27,10 @@ from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
 from vw2.evaluation.labels import CLASSES, label_rows
 from vw2.evaluation.step_report import confusion, judge
+from vw2.files import read_json, read_table
 from vw2.models.classifier import ClassifierConfig, StepClassifier, load_classifier
 from vw2.models.prior import Prior, PriorModelConfig
-from vw2.provenance import runtime, write_metrics
+from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.augment import AugmentConfig, augment
 from vw2.training.compute import ComputeConfig, generator, start
@@ -66,13 +67,15 @@ class TrainConfig:
 def collect(splits, config: TrainConfig, prior: PriorModelConfig, folder: Path) -> tuple[FrameSet, FrameSet | None]:
     """Frames of some splits with their truth: as they are, and through the VAE (None if that is switched off)."""
     store = ClipStore(CLIPS)
-    rows = frame_rows(store, pl.read_parquet(TRUTH), manifest.read(MANIFEST), splits)
+    rows = frame_rows(store, read_table(TRUTH), manifest.read(MANIFEST), splits)
     if not len(rows):
         raise UserError(f"expected videos of the splits {', '.join(splits)} with truth, got none; add some to craft.*")
     size, name = config.model.size, splits[0]
     real = real_frames(store, rows, size, folder / f"{name}.npy")
     if not config.vae_every:
         return real, None
+    made = read_json(PRIOR / "config.json")["model"]
+    check_record(made, asdict(prior), "prior.model", "dvc repro -f pretrain_prior")
     vae = Prior(prior).load(PRIOR).vae.eval()
     return real, vae_frames(store, rows, vae, config.vae_every, size, folder / f"{name}_vae.npy")
 
@@ -125,10 +128,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     with runtime("train_classifier") as rates:
         model = StepClassifier(config.model, CLASSES).to(accelerator.device)
         sets = [each for each in collect(TRAIN, config, prior, folder) if each is not None]
+        real, vae = collect(TEST, config, prior, folder)
         work = train(accelerator, model, sets, config, seed, folder)
         with atomic_dir(OUT) as temporary:
             model.save(temporary, {"seed": seed, **asdict(config)})
-        real, vae = collect(TEST, config, prior, folder)
         figures, frames = judge(load_classifier(OUT), real, vae, ClipStore(CLIPS).width, config.hold, seed)
         write_plots(work.history, frames)
         rates["frames_seen"] = config.optim.steps * config.optim.batch

@@ -12,11 +12,9 @@ stopped.
 Tiny run: python -m stages.preset smoke && dvc repro train_dldm
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import polars as pl
 import torch
 import typer
 
@@ -27,6 +25,7 @@ from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
+from vw2.files import read_json, read_table
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
@@ -45,6 +44,7 @@ from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.parallel import leave_to_first, rank_key, shared_walks
 from vw2.training.run import Group, LongOptimConfig, Run
+from vw2.training.watch import Look, watch
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -68,9 +68,17 @@ class JointConfig:
     listen_steps: int  # steps in which the VDM learns to listen before the codes may move
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
+    def __post_init__(self):
+        if self.encoder_factor < 0 or self.listen_steps < 0:
+            got = f"{self.encoder_factor} and {self.listen_steps}"
+            raise ValueError(f"encoder_factor and listen_steps must be at least 0, got {got}; change them")
 
-def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path) -> Run:
-    """The joint loop. Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning."""
+
+def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path, look: Look) -> Run:
+    """The joint loop, with a look after every step.
+
+    Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning.
+    """
     ldm, every = dldm.ldm, not config.clip_vdm_alone
     groups = [Group(module, config.encoder_factor, config.listen_steps, every) for module in (ldm.encoder, ldm.query)]
     listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.control)
@@ -90,6 +98,7 @@ def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed:
             carried.keep(walked, end)
             work.add(loss, logs, share)
         work.finish()
+        look(work.step)
     return work
 
 
@@ -108,31 +117,33 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
     chosen |= {"processes": accelerator.num_processes}
     if dldm_config.backend.kind == "mini":
-        made = json.loads((PRIOR / "config.json").read_text())["record"]
+        made = read_json(PRIOR / "config.json")["record"]
         check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
-    truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
+    truth, about = read_table(TRUTH), manifest.read(MANIFEST)
     rows = store.train_rows(sources)
     walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
     with runtime("train_dldm"):
-        renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device)
+        guard = guardrail_of(dldm_config.backend, accelerator.device)  # a missing one is told before the training
+        renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device, accelerator.autocast)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
-        work = train(accelerator, dldm, vae, walks, config, seed, folder)
+        look = watch(dldm.ldm, store, judged, gates, CODES_PLOT, PLOT)
+        work = train(accelerator, dldm, vae, walks, config, seed, folder, look)
         leave_to_first(accelerator)
         renderer.eval()
         joint = judge.encode_rows(dldm.ldm, store, judged)
         figures = judge.code_changes(warm, joint, store, judged, truth, about, seed, levels)
         figures |= {f"train.{key}": work.averages[f"train/{key}"] for key in ("denoise", "recon")}
-        still = judge.pick_clips(store, "probe", 2, seed, sources) or judged[:32]
+        still = judge.pick_unseen(store, seed, sources, judged)
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
         figures |= judge.judge_denoising(dldm, vae, store, still, seed)
         rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
-        write_sheet(PLOT, guardrail_of(renderer.backend, accelerator.device).sheet(sheet))
+        write_sheet(PLOT, guard.sheet(sheet))
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
         if shaken := judge.pick_clips(store, "test", 1, seed, sources):

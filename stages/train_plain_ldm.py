@@ -10,7 +10,6 @@ Run it with all that follows from it by `make plain-ldm`. Time: as long as the j
 from dataclasses import asdict
 from pathlib import Path
 
-import polars as pl
 import typer
 
 from stages.warmup_dldm import train
@@ -19,6 +18,7 @@ from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
+from vw2.files import read_table
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import load_ldm, save_ldm
@@ -28,7 +28,7 @@ from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
-from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips
+from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
 from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.run import LongOptimConfig
 
@@ -62,7 +62,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "processes": accelerator.num_processes,
     }
     levels = dldm.ldm.resolved()
-    truth, about = pl.read_parquet(TRUTH), manifest.read(MANIFEST)
+    truth, about = read_table(TRUTH), manifest.read(MANIFEST)
     sources = store.sources(chosen_sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
@@ -79,7 +79,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         codes = encode_rows(ldm, store, judged)
         figures = code_changes(warm, codes, store, judged, truth, about, seed, levels)
         figures["train.recon"] = work.averages["train/recon"]
-        still = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
+        still = pick_unseen(store, seed, sources, judged)
         figures |= judge_coarse(ldm, store, still, seed)
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
         shaken = pick_clips(store, "test", 1, seed, sources)

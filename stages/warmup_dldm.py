@@ -36,10 +36,11 @@ from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
-from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips
+from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
 from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.rounds import PretrainLDMConfig, check_made
 from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
+from vw2.training.watch import Look, nothing, watch
 
 CLIPS = Path("data/clips")
 PRETRAINED = Path("data/pretrained")
@@ -66,8 +67,9 @@ def train(
     folder: Path,
     title: str,
     micro_batch: int | None = None,
+    look: Look = nothing,
 ) -> Run:
-    """Reconstruction of train clips; also all there is to training the plain LDM."""
+    """Reconstruction of train clips; also all there is to training the plain LDM. `look` comes after every step."""
     if ldm.config.parts == "frames" and (micro_batch or accelerator.num_processes > 1):
         raise UserError(
             "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
@@ -85,6 +87,7 @@ def train(
             carried.keep(walked, end)
             work.add(loss, logs, share)
         work.finish()
+        look(work.step)
     return work
 
 
@@ -122,14 +125,15 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         if pretrained.use:
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
-        work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch)
+        judged = pick_clips(store, "train", 2, seed, sources)
+        look = watch(ldm, store, judged, gates, CODES_PLOT, PLOT)
+        work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch, look)
         leave_to_first(accelerator)
         ldm.eval()
-        judged = pick_clips(store, "train", 2, seed, sources)
         codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()
         figures = code_figures(codes, levels, store.index[judged]["video"].to_list())
         figures["train.recon"] = work.averages["train/recon"]
-        probe = pick_clips(store, "probe", 2, seed, sources) or judged[:32]
+        probe = pick_unseen(store, seed, sources, judged)
         figures |= judge_coarse(ldm, store, probe, seed)
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, probe, seed)
         write_sheet(PLOT, sheet)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from inspect import signature
 
 import vw2.torchvision_ops  # noqa: F401
 
@@ -141,6 +142,9 @@ def test_fits_the_port(pair):
     assert not pair.vae.training and not pair.vdm.training
     assert not any(p.requires_grad for p in pair.vae.parameters())
     assert all(p.requires_grad for p in pair.vdm.parameters())
+    named = lambda kind, name: list(signature(getattr(kind, name)).parameters)  # noqa: E731  no part of isinstance
+    for asked, given in (("begin", "begin"), ("__call__", "forward"), ("fresh", "fresh"), ("last", "last")):
+        assert named(VDM, asked) == named(type(pair.vdm), given), asked
 
 
 def test_save_and_load_give_the_same_model(folders):
@@ -458,6 +462,26 @@ IN_BFLOAT16 = {kind: {"dtype": "bfloat16"} for kind in PUBLISHED} | {"mini": {}}
 HALVES = [(kind, keys, {}) for kind, keys in IN_BFLOAT16.items()]
 FULL = {"self_attention": "full", "cross_attention": "full", "control": ControlConfig(2, 0.5, "mlp", True)}
 HALVES += [("cosmos", IN_BFLOAT16["cosmos"] | {"tokens": 8}, FULL)]  # as the release
+
+
+@pytest.mark.parametrize("train, blocks", [("full", 0), ("random", 0), ("frozen", 1)])
+def test_weights_that_learn_are_not_kept_in_bfloat16(train, blocks):
+    half = BackendConfig("wan", "folder", dtype="bfloat16")
+    learning = {"vdm": AdaptConfig(train), "control": ControlConfig(blocks)}
+    with pytest.raises(ValueError, match=f"as small steps vanish in bfloat16 weights, got {train} and {blocks}; set"):
+        tiny_config(backend=half, **learning)
+    assert tiny_config(backend=half, vdm=AdaptConfig("lora"), control=ControlConfig(0)).backend == half
+
+
+def test_renders_under_the_autocast_of_its_place():
+    pair = tiny("mini")
+    renderer = DLDMRenderer(wake(DLDM(tiny_config(), pair)), pair).eval()
+    noise = renderer.noise(video(1, 1), STEPS, generator(1))
+    draw_at = lambda: renderer.render(video(1, 1), torch.ones(1, STEPS, CODES, dtype=torch.int64), noise)  # noqa: E731
+    exact = draw_at()
+    renderer.place(torch.device("cpu"), lambda: torch.autocast("cpu", torch.bfloat16))
+    half = draw_at()
+    assert half.dtype == torch.float32 and not torch.equal(half, exact) and (half - exact).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("autocast", [False, True])

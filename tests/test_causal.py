@@ -19,7 +19,7 @@ from tiny_models import (
     wake,
 )
 
-from vw2.models.attention import ATTENTION, Layout, code_mask, frame_mask
+from vw2.models.attention import ATTENTION, Layout, frame_mask, seen_codes
 from vw2.models.fsq import FSQ
 from vw2.models.prior import VAEConfig, VideoVAE
 from vw2.models.projection import Projection, ProjectionConfig
@@ -140,11 +140,12 @@ def test_masks_by_hand():
     assert frame_mask(3, 2, torch.device("cpu")).int().tolist() == (
         [[1, 1, 0, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 0, 0]] * 2 + [[1] * 6] * 2
     )
-    assert code_mask(3, 2, 2, torch.device("cpu")).int().tolist() == [[1, 0, 0]] * 2 + [[1, 1, 0]] * 2 + [[1, 1, 1]] * 2
-    assert code_mask(3, 1, 4, torch.device("cpu")).int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1] * 5]
-    assert code_mask(3, 1, 0, torch.device("cpu")).int().tolist() == [[1]] * 3  # no codes yet: the prior
+    codes_seen = lambda per_frame, codes: seen_codes(0, 3, per_frame, codes).dense(1 + codes).int().tolist()  # noqa: E731
+    assert codes_seen(2, 2) == [[1, 0, 0]] * 2 + [[1, 1, 0]] * 2 + [[1, 1, 1]] * 2
+    assert codes_seen(1, 4) == [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1] * 5]
+    assert codes_seen(1, 0) == [[1]] * 3  # no codes yet: the prior
     with pytest.raises(AssertionError, match="multiple of 2 code tokens for 3 latent frames, got 3"):
-        code_mask(3, 1, 3, torch.device("cpu"))
+        seen_codes(0, 3, 1, 3)
 
 
 CLIP = 5  # latent frames of the tests below

@@ -69,7 +69,13 @@ def test_plan_has_every_video_once():
     [
         ({"nuisance": 4}, "craft.nuisance must be 0, 1, 2 or 3, got 4"),
         ({"resolution": 40}, "craft.resolution must be a multiple of 16 from 32 on, got 40"),
-        ({"paper_frames": (145, 113)}, r"craft.paper_frames must be shortest and longest, got \[145, 113\]"),
+        (
+            {"paper_frames": (145, 113)},
+            r"craft.paper_frames must be shortest, at least 4, and longest, got \[145, 113\]",
+        ),
+        ({"paper_frames": (2, 9)}, r"at least 4, and longest, got \[2, 9\]; change it"),
+        ({"fps": 0.0}, "craft.fps must be above 0, got 0.0"),
+        ({"train_videos": -3}, "craft.train_videos must be at least 0, got -3"),
     ],
 )
 def test_wrong_config_ends_in_a_sentence(wrong, sentence):

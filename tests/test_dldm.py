@@ -496,7 +496,7 @@ def test_codes_need_the_ldm_alone(tmp_path, monkeypatch, train):
         assert codec.config == dldm.ldm.config and same_weights(codec, dldm.ldm) and not codec.training
         assert torch.equal(codec.encode(clip()), wanted)
     monkeypatch.setattr(ldm_files, "safe_open", Spy)
-    monkeypatch.setattr(ldm_files, "load_file", lambda *args: pytest.fail("read all weights"))
+    monkeypatch.setattr(ldm_files, "read_weights", lambda *args: pytest.fail("read all weights"))
     load_codec(tmp_path / "dldm")
     assert sorted(read) == sorted(f"ldm.{name}" for name in dldm.ldm.state_dict()), "no weight of the VDM is read"
     needed = {file.name for file in import_closure(Path(ldm_files.__file__), Path(ldm_files.__file__).parents[2])}

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tiny_models import clip, draw, tiny_dldm
+from tiny_models import clip, draw, tiny_dldm, tiny_ldm
 from tiny_stages import make_folder, write_params
 
 from stages import extract_codes, train_dldm, train_plain_ldm, warmup_dldm
@@ -23,6 +23,7 @@ from vw2.models.dldm import DLDM
 from vw2.models.ldm import LDM
 from vw2.models.renderer import load_renderer
 from vw2.rollout import Row, render_batch
+from vw2.training import watch as watching
 from vw2.training.compute import generator
 from vw2.training.gates import GatesConfig, broken_gates, check_gates
 from vw2.training.judge import code_figures, judge_denoising
@@ -258,6 +259,39 @@ def test_a_broken_gate_stops_the_joint_stage_before_it_writes_a_model(workspace)
         train_dldm.main(write_params(workspace, {"gates": {"enabled": True, "entropy_share": 1.0}}))
     assert Path("plots/train_dldm_codes.png").is_file() and Path("plots/train_dldm.png").is_file()
     assert not Path("data/dldm").exists() and not Path("metrics/train_dldm.json").exists()
+
+
+OPEN = {"enabled": True, "entropy_share": 0.0, "used_share": 0.0, "dead_digits": 8}
+OPEN |= {"step_entropy_share": 0.0, "digit_entropy_share": 0.0, "motion_share": 0.0, "margin_db": -99.0}
+
+
+def test_codes_that_died_stop_a_training_at_the_next_look(workspace, monkeypatch):
+    monkeypatch.setattr(train_dldm, "leave_to_first", lambda *_: pytest.fail("trained to the end"))
+    Path("plots/train_dldm_codes.png").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="the codes died: .* see plots/train_dldm_codes.png"):
+        gates = OPEN | {"entropy_share": 1.1, "every": 1}
+        train_dldm.main(write_params(workspace, {"gates": gates, "dldm": {"motion_weight": 2.0}}))
+    assert Path("plots/train_dldm_codes.png").is_file() and not Path("data/dldm").exists()
+
+
+def test_looking_changes_nothing(workspace):
+    file, seen = Path("data/warmup/ldm.safetensors"), []
+    before = file.read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watching, "check_gates", lambda *args: seen.append(args))
+        warmup_dldm.main(write_params(workspace, {"gates": OPEN | {"every": 1}}))
+    assert file.read_bytes() == before and len(seen) > 1
+
+
+def test_evaluation_mode_ends_as_it_began():
+    ldm = tiny_ldm().train()
+    ldm.spread.eval()
+    modes = [part.training for part in ldm.modules()]
+    with watching.evaluating(ldm):
+        assert not any(part.training for part in ldm.modules())
+    assert [part.training for part in ldm.modules()] == modes and len(set(modes)) == 2
+    with pytest.raises(ValueError, match="gates.every must be at least 1 or null, got 0"):
+        GatesConfig(every=0)
 
 
 def test_stages_run_on_pairs_of_frames(workspace):

@@ -73,7 +73,7 @@ def test_switched_off_is_said_aloud(package, monkeypatch):
 
 def test_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "cosmos_guardrail", None)
-    with pytest.raises(UserError, match=r"pip install 'vw2\[guardrail\]', or set dldm.backend.guardrail to false"):
+    with pytest.raises(UserError, match=r"pip install '\.\[guardrail\]', or set dldm.backend.guardrail to false"):
         guardrail(True, True)
 
 

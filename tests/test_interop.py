@@ -19,6 +19,7 @@ from stages.import_release import RELEASE, Options
 from stages.import_release import codes as import_codes_of
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, read_codes, write_codes
+from vw2.files import read_json
 from vw2.interop.checkpoints import (
     export_weights,
     import_weights,
@@ -31,7 +32,7 @@ from vw2.models.causal import CausalConfig
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_ldm
-from vw2.models.settings import read_json, settings
+from vw2.models.settings import settings
 from vw2.params import build
 from vw2.patch import parse, patch
 

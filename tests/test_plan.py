@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.plan import CONTROL, Fused, Kept, Part, control_of, measure, report
+from benchmarks import step
+from benchmarks.plan import CONTROL, Fused, Kept, Part, computing, control_of, measure, report, values_of
 from vw2.models.control import ControlConfig
 
 
@@ -26,6 +27,15 @@ def test_attention_keeps_no_matrix():
     assert four <= kept.total < four + 2 * 512 * 512
 
 
+def test_under_autocast():
+    """As on a GPU: the input in bfloat16 for the product, in float32 for the norm."""
+    layer, norm, x = nn.Linear(8, 4, bias=False), nn.LayerNorm(8), torch.empty(16, 8).requires_grad_()
+    product = measure(computing(lambda: layer(x)), layer)[2]
+    assert product == 16 * 8 * 2 + 8 * 4 * 2, "input and weight, both copies"
+    small = torch.empty(16, 8, dtype=torch.bfloat16).requires_grad_()
+    assert measure(computing(lambda: norm(small)), norm)[2] >= 16 * 8 * 4
+
+
 def test_the_branch_is_that_of_the_preset():
     released = ControlConfig(blocks=3, weight=0.5, hint="mlp", own_time=True, sees="grey")
     assert CONTROL == control_of("wan") == control_of("release") == released
@@ -33,8 +43,24 @@ def test_the_branch_is_that_of_the_preset():
 
 def test_states_and_report():
     trained, frozen = Part("a", 10, True, 3e12, 6e12, 2**30, 2**29, 1e12), Part("b", 10, False, 1e12)
-    assert (trained.states, frozen.states) == (10 * (2 + 2 + 12), 10 * 2)
+    assert (trained.states, frozen.states) == (10 * (4 + 4 + 8), 10 * 4)
     text = report([trained, frozen], 400.0)
     assert "| a | 10 | 0.00 | 0.00 | 0.00 | 1.00 | 0.50 | 3.0 | 6.0 |" in text
     assert "A clip costs 11.0 TFLOP checkpointed, 10.0 without" in text
     assert f"{128 * 100_000 * 11e12 / 400e12 / 3600:,.0f} GPU hours" in text
+
+
+def test_a_real_step():
+    found = step.figures(values_of("smoke"), 1, 3)
+    assert found["clips of a step"] == 3 and found["seconds a step"] == 3 * found["seconds a clip"] > 0
+    assert found["parameters that learn"] > 10**6 and found["peak memory, GiB"] > 0
+
+
+def test_a_step_in_micro_batches_moves_all_that_learns():
+    values = values_of("smoke")
+    values["train_dldm"]["optim"]["micro_batch"] = 2
+    made = step.Step(values, step.start(step.ComputeConfig(), 0))
+    before = [p.detach().clone() for p in made.dldm.vdm.parameters()]
+    made(0, 3)
+    moved = [not torch.equal(*pair) for pair in zip(before, made.dldm.vdm.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2

@@ -252,3 +252,16 @@ def test_presets_hold_what_the_comments_say(name, source):
     text, _ = patch((ROOT / "params.yaml").read_text(), overrides, name)
     now = dict(leaves(parse(text, name)))
     assert {key: now[key] for key in said(source)} == said(source)
+
+
+@pytest.mark.parametrize("name", ["paper", "release", "wan", None])
+def test_the_plain_ldm_is_trained_as_long_as_the_dldm(name):
+    """Same steps and clips after the warm-up, or it is no baseline."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    if name:
+        overrides = parse((ROOT / "presets" / f"{name}.yaml").read_text(encoding="utf-8"), name)
+        text, _ = patch(text, overrides, name)
+    values = parse(text, str(name))
+    plain, joint, warm = values["train_plain_ldm"], values["train_dldm"]["optim"], values["warmup_dldm"]
+    assert (plain["steps"], plain["batch"]) == (joint["steps"], joint["batch"])
+    assert plain["micro_batch"] == warm["micro_batch"], "what fits in the warm-up fits here"

@@ -57,7 +57,10 @@ def test_a_warm_ldm_of_other_codes_is_refused(tmp_path):
     for theirs, ours, key in (
         (tiny_ldm(levels=(8, 5, 5, 5)), tiny_ldm(levels=(5, 8, 5, 5)), "levels"),
         (tiny_ldm(query_view="features"), tiny_ldm(), "query_view"),
+        (tiny_ldm(shrink="bilinear"), tiny_ldm(), "shrink"),
+        (tiny_ldm(lookups=2), tiny_ldm(lookups=0), "lookups"),
         (causal_ldm(view="adjacent"), causal_ldm(view="prefix"), "causal.view"),
+        (causal_ldm(query_heads=1), causal_ldm(query_heads=2), "causal.query_heads"),
     ):
         check_same_codes(ours.config, ours.config, tmp_path)
         with pytest.raises(UserError, match=f"dldm.{key} is "):

@@ -23,7 +23,7 @@ from torch.nn.functional import conv2d, max_pool2d, relu
 from vw2.console import UserError
 from vw2.models import losses
 from vw2.models.adapt import AdaptConfig, start_vdm
-from vw2.models.backends import load_prior
+from vw2.models.backends import BackendConfig, load_prior
 from vw2.models.causal import CausalConfig
 from vw2.models.control import ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
@@ -249,6 +249,11 @@ def test_stride_is_derived_and_checked():
         fit(tiny_config(), 177)
     with pytest.raises(UserError, match="draws 22 steps at once but dldm.projection.max_steps is 4; raise it or lower"):
         fit(tiny_config(max_steps=64), 177)
+    full = {"self_attention": "full", "cross_attention": "full", "max_steps": 64}
+    told = tiny_config(**full, backend=BackendConfig("cosmos", "folder", tokens=3))
+    with pytest.raises(UserError, match="told 2 steps of 2 codes at once but dldm.backend.tokens is 3; raise it"):
+        fit(told, 9)
+    assert fit(replace(told, backend=replace(told.backend, tokens=4)), 9)
     assert fit(tiny_config(), 2).ldm.stride == 1 and fit(tiny_config(stride=4), 9) == tiny_config(stride=4)
 
 

@@ -87,7 +87,7 @@ def guardrail(needed: bool, enabled: bool, device: torch.device | str = "cpu") -
     except ImportError:
         raise UserError(
             "the licence of the Cosmos weights asks for a guardrail, whose package is missing; "
-            "pip install 'vw2[guardrail]', or set dldm.backend.guardrail to false and answer for it yourself"
+            "pip install '.[guardrail]', or set dldm.backend.guardrail to false and answer for it yourself"
         ) from None
     checker = CosmosSafetyChecker()
     checker.to(device)

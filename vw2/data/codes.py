@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from vw2.console import UserError
+from vw2.files import read_json, read_table
 
 CODES = {
     "video": pl.String,
@@ -98,9 +99,9 @@ def read_codes(folder: Path) -> CodeStore:
     for name in ("codes.parquet", "codes.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} does not exist; run `dvc repro extract_codes` first")
-    facts = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
+    facts = read_json(folder / "codes.json")
     info = CodesInfo(tuple(facts["levels"]), facts["steps"], facts["queries"])
-    frame = pl.read_parquet(folder / "codes.parquet")
+    frame = read_table(folder / "codes.parquet")
     if dict(frame.schema) != CODES or len(frame) % (info.steps * info.queries):
         raise UserError(f"{folder}/codes.parquet was written by another version; run `dvc repro extract_codes` again")
     return CodeStore(frame, info)

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from vw2.console import UserError
+from vw2.files import read_table
 from vw2.scratch import atomic_file
 
 SPLITS = ("train", "test", "probe", "fail")  # probe: test appearance, nuisance 0; fail: failed demonstrations
@@ -213,7 +214,7 @@ def read(path: Path, videos: Sequence[str] | None = None) -> pl.DataFrame:
     """
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist; run `dvc repro ingest` first")
-    frame = pl.read_parquet(path)
+    frame = read_table(path)
     try:
         validate(frame)
     except ValueError as error:

@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 
 from vw2.console import UserError
+from vw2.files import read_json, read_table
 
 SHARD_BYTES = 256 * 2**20
 AT_ONCE = 2**24  # pixels of the clips that go through a model at once, in all frames; one clip may have more
@@ -158,10 +159,10 @@ class ClipStore:
         for name in ("index.parquet", "clips.json"):
             if not (self.path / name).is_file():
                 raise UserError(f"{self.path / name} does not exist; run `dvc repro clip` first")
-        self.index = pl.read_parquet(self.path / "index.parquet")
+        self.index = read_table(self.path / "index.parquet")
         if dict(self.index.schema) != INDEX:
             raise UserError(f"{self.path}/index.parquet was written by another version; run `dvc repro clip` again")
-        self.config: dict[str, Any] = json.loads((self.path / "clips.json").read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = read_json(self.path / "clips.json")
         self.clip_frames: int = self.config["frames"]
         self.fps: float = self.config["fps"]
         self.height: int = self.config["height"]

@@ -16,6 +16,7 @@ from vw2.console import UserError
 from vw2.evaluation.intervals import Estimate, bootstrap_mean, mean_by_video, success_interval
 from vw2.evaluation.success import conditional_success, mean_steps, survival
 from vw2.evaluation.videos import N_STEPS
+from vw2.files import read_table
 
 COPY, CEILING = "copy_first_frame", "ground_truth"
 CONTROLS = (CEILING, "ground_truth_codes", "shuffled_codes", "random_codes", COPY)
@@ -57,7 +58,7 @@ def read_rollouts(folder: Path) -> pl.DataFrame:
     path = Path(folder) / "rollouts.parquet"
     if not path.is_file():
         raise UserError(f"{path} does not exist; run `dvc repro rollout` first")
-    frame = pl.read_parquet(path)
+    frame = read_table(path)
     if missing := [name for name in ROLLOUTS if name not in frame.columns]:
         raise UserError(f"{path} lacks the column {missing[0]}; run `dvc repro rollout` again")
     return frame.select(ROLLOUTS)

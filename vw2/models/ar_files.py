@@ -4,10 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vw2.console import UserError
+from vw2.files import read_json
 from vw2.models.ar import ARConfig, ARInputs, ARTransformer, CodeShape
+from vw2.models.pretrained import read_weights
 from vw2.params import build
 
 
@@ -27,13 +29,13 @@ def load_ar(folder: Path) -> ARTransformer:
     for name in ("ar.safetensors", "config.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} does not exist; run `dvc repro train_ar` first")
-    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    facts = read_json(folder / "config.json")
     try:
         config = build(ARConfig, facts["model"], "ar.model")
         model = ARTransformer(
             config, build(CodeShape, facts["codes"], "codes"), build(ARInputs, facts["inputs"], "inputs")
         )
-        model.load_state_dict(load_file(folder / "ar.safetensors"))
+        model.load_state_dict(read_weights(folder / "ar.safetensors"))
     except (KeyError, RuntimeError, UserError) as error:
         raise UserError(f"{folder} was written by another version; run `dvc repro train_ar` again") from error
     return model.eval()

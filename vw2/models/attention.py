@@ -6,7 +6,7 @@ latent frame. Every way to attend (`ATTENTION`) and the cache of past keys start
 Legend: B batch, L latent frames, P tokens per latent frame, K = L - 1 code steps, N codes per step, S keys.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -74,11 +74,6 @@ def seen_codes(
 def frame_mask(frames: int, per_frame: int, device: torch.device) -> Tensor:
     """(L P, L P) bool, True where a token may look: its own frame and those before (VideoWorld 2, sec. 3.3)."""
     return seen_frames(0, frames, per_frame).dense(frames * per_frame, device)
-
-
-def code_mask(frames: int, per_frame: int, codes: int, device: torch.device) -> Tensor:
-    """(L P, 1 + K N) bool: latent frame t sees the null token and the codes of steps <= t (VideoWorld 2, sec. 3.3)."""
-    return seen_codes(0, frames, per_frame, codes).dense(1 + codes, device)
 
 
 # ---------------------------------------------------------------- ways to attend: (B, heads, tokens, width) -> the same
@@ -234,7 +229,7 @@ class BlockCausalProcessor:
         if image_rotary_emb is not None:
             query = apply_rotary_emb(query, image_rotary_emb, use_real=True, use_real_unbind_dim=-2)
             key = apply_rotary_emb(key, image_rotary_emb, use_real=True, use_real_unbind_dim=-2)
-        value = value.type_as(query)
+        query, key = query.type_as(value), key.type_as(value)  # under autocast norm and rope leave them in float32
         if encoder_hidden_states is None:
             mixed = self.layout.attend_frames(self, query, key, value)
         else:
@@ -261,8 +256,8 @@ class WindowRope(nn.Module):
         return tuple(x.narrow(self.axis, n, x.shape[self.axis] - n) for x, n in zip(tables, skip, strict=True))
 
 
-def set_block_causal(blocks, layout: Layout) -> None:
-    """Put the layout's masks into self- and cross-attention of Cosmos blocks."""
+def set_causal(blocks: Iterable[nn.Module], layout: Layout, processor: type = BlockCausalProcessor) -> None:
+    """Put the layout's masks into self- and cross-attention of blocks; each layer has a processor of its own."""
     for block in blocks:
-        block.attn1.set_processor(BlockCausalProcessor(layout))
-        block.attn2.set_processor(BlockCausalProcessor(layout))
+        block.attn1.set_processor(processor(layout))
+        block.attn2.set_processor(processor(layout))

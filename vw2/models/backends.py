@@ -4,7 +4,6 @@ mini is the small prior that this project pretrains; cosmos and wan are publishe
 hub id and pinned commit or in a local folder, loaded from safetensors alone.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from diffusers import AutoencoderKLWan, CosmosTransformer3DModel, WanTransformer
 from torch import nn
 
 from vw2.console import UserError, say
+from vw2.files import read_json
 from vw2.guardrail import Guardrail, guardrail
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.hub import complete, locate, read, reading
@@ -82,7 +82,7 @@ class Pair(nn.Module):
 
 def load_prior(folder: Path) -> Prior:
     """The mini prior as saved by vw2.models.prior.Prior.save, in eval mode, VAE frozen."""
-    config = build(PriorModelConfig, json.loads((folder / "config.json").read_text())["model"], "prior.model")
+    config = build(PriorModelConfig, read_json(folder / "config.json")["model"], "prior.model")
     prior = Prior(config).load(folder).eval()
     prior.vae.requires_grad_(False)
     return prior
@@ -114,7 +114,7 @@ def load_cosmos(config: BackendConfig, _: Path) -> Pair:
     folder, vae = published(config)
     attention = "full" if config.tokens else "causal"
     with reading(CosmosTransformer3DModel, folder / "transformer"):
-        vdm = CosmosVDM.load(str(folder), tokens=config.tokens, attention=attention, torch_dtype=config.torch_dtype)
+        vdm = CosmosVDM.load(folder, tokens=config.tokens, attention=attention, torch_dtype=config.torch_dtype)
         complete(vdm.transformer, folder / "transformer")
     return Pair(vae, vdm)
 

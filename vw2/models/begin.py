@@ -22,8 +22,12 @@ def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
         "parts": config.parts,
         "levels": list(config.resolved()),
         "queries": config.queries,
+        "size": list(config.sides),
+        "shrink": config.shrink,
         "query_view": config.query_view if config.parts == "frames" else None,
+        "lookups": config.lookups if config.parts == "frames" else None,
         "causal.view": config.causal.view if config.parts == "causal" else None,
+        "causal.query_heads": config.causal.query_heads if config.parts == "causal" else None,
     }
     theirs, ours = facts(warm), facts(wanted)
     for key, value in ours.items():

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from vw2.console import UserError
+from vw2.files import read_json
+from vw2.models.pretrained import read_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what DINOv2 was trained with
 HIDDEN = 64  # width of the layer between features, and hand visible and angle
@@ -233,19 +235,17 @@ def load_classifier(folder: Path) -> StepClassifier | None:
 
     Raises: UserError if the folder holds no classifier.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder / CONFIG} does not exist; run `dvc repro train_classifier` first")
-    head = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    head = read_json(folder / CONFIG)
     if "skipped" in head:
         return None
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in head["model"].items()}
     inner = {key: tuple(value) if isinstance(value, list) else value for key, value in values["backbone"].items()}
     config = ClassifierConfig(**{**values, "backbone": BackboneConfig(**inner)})
     model = StepClassifier(config, head["names"], head["architecture"])
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(read_weights(folder / WEIGHTS))
     return model.eval()
 
 

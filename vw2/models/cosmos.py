@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from vw2.models.attention import Layout, WindowRope, set_block_causal
+from vw2.models.attention import Layout, WindowRope, set_causal
 from vw2.models.flow import over_latents
 
 PATCH = 2  # latent pixels per token and side
@@ -115,7 +115,7 @@ class CosmosVDM(nn.Module):
         else:
             self.null = nn.Parameter(null)  # stands where there is no code yet
         if config.attention == "causal":
-            set_block_causal(self.blocks, self.layout)
+            set_causal(self.blocks, self.layout)
         if config.attention == "release-causal":
             for block in self.blocks:
                 block.attn2.set_processor(ReleaseCausalCross(self.layout))
@@ -127,27 +127,15 @@ class CosmosVDM(nn.Module):
         return CosmosVDM(self.config)
 
     @classmethod
-    def load(cls, source: str, revision: str | None = None, *, tokens: int = 512, attention: str = "full", **options):
-        """Pretrained weights (safetensors) in diffusers' format.
+    def load(cls, folder: Path, *, tokens: int = 512, attention: str = "full", **options):
+        """Pretrained weights (safetensors) of a folder in diffusers' layout (vw2.models.hub finds those of a hub).
 
         Args:
-            source: local folder or hub id, with a subfolder `transformer`.
-            revision: commit of the hub repository; needed for a hub id, so that a run can be repeated.
             tokens, attention: as in CosmosConfig.
             options: passed on to diffusers: torch_dtype, ...
-        Raises: ValueError if a hub id comes without a revision.
         """
-        if revision is None and not Path(source).is_dir():
-            raise ValueError(
-                f"expected a local folder or a hub id with its revision, got {source!r} alone; pin a revision"
-            )
         transformer = CosmosTransformer3DModel.from_pretrained(
-            source,
-            subfolder="transformer",
-            revision=revision,
-            use_safetensors=True,
-            controlnet_block_every_n=1,
-            **options,
+            folder, subfolder="transformer", use_safetensors=True, controlnet_block_every_n=1, **options
         )
         theirs = transformer.config
         config = CosmosConfig(

@@ -55,6 +55,11 @@ def stop_nothing(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
 REACH = {"off": stop_both, "decoder": stop_both, "trunk": stop_codes, "codes": stop_nothing}
 
 
+def some(batch: int, share: float, rng: torch.Generator, device: torch.device) -> Tensor | None:
+    """(B,) bool, true for about this share of the clips, drawn from `rng`; None, and nothing drawn, for no share."""
+    return (torch.rand(batch, generator=rng) < share).to(device) if share else None
+
+
 @dataclass
 class JointBatch:
     """One batch of the joint stage."""
@@ -195,9 +200,9 @@ class DLDM(nn.Module):
         time = FRAME_TIMES[config.frame_times](batch, frames, config.time_shift, rng, levels).to(device)
         jitter = config.first_noise * torch.rand(batch, 1, 1, 1, 1, generator=rng).to(device)
         first = known + jitter * normal(known, rng)
-        untold = (torch.rand(batch, generator=rng) < config.code_dropout * self.training).to(device)
-        if unsteered is None and self.training and config.control.dropout:
-            unsteered = (torch.rand(batch, generator=rng) < config.control.dropout).to(device)
+        untold = some(batch, config.code_dropout * self.training, rng, device)
+        if unsteered is None:
+            unsteered = some(batch, config.control.dropout * self.training, rng, device)
         velocity = self.velocity(add_noise(clean, noise, time), time, first, codes, hint, untold, unsteered)
         weight = motion_weight(clean, config.motion_weight) * noised(time, frames)
         weight = weight * LEVEL_WEIGHTS[config.level_weight](time, frames)

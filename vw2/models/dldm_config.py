@@ -88,6 +88,13 @@ class DLDMConfig(LDMConfig):
                 "dldm.backend.tokens goes with dldm.self_attention and dldm.cross_attention full, "
                 f"got {self.self_attention} and {self.cross_attention}; change these or set it to 0"
             )
+        learns = self.vdm.train in ("full", "random") or self.control.blocks
+        if self.backend.dtype == "bfloat16" and learns:
+            raise ValueError(
+                "dldm.backend.dtype bfloat16 goes with dldm.vdm.train frozen or lora and dldm.control.blocks 0, as "
+                f"small steps vanish in bfloat16 weights, got {self.vdm.train} and {self.control.blocks}; set it to "
+                "float32 (compute.dtype bfloat16 computes in bfloat16 and keeps such weights), or change these"
+            )
         if self.target_jitter and self.control.blocks and self.control.sees == "change":
             raise ValueError(
                 "dldm.target_jitter goes with dldm.control.sees grey, as change would compare true colours with "
@@ -97,13 +104,20 @@ class DLDMConfig(LDMConfig):
             raise ValueError(f"dldm.window must be 1 + {STRIDE}m frames, at least {1 + STRIDE}, got {self.window}")
 
     def for_clips(self, frames: int):
-        """As of the LDM; and what the VDM draws at once must fit its projection."""
-        config, most = super().for_clips(frames), self.projection.max_steps
+        """As of the LDM; and the codes that the VDM is told at once must fit its projection and its context."""
+        config, most, room = super().for_clips(frames), self.projection.max_steps, self.backend.tokens
         parts = windows((frames - 1) // config.stride, self.window, config.stride)
-        if (longest := max(part.end - part.begin for part in parts)) > most:
+        longest = max(part.end - part.begin for part in parts)
+        connected = self.parts == "causal" and self.causal.connector
+        if longest > most and not connected:
             raise ValueError(
                 f"the VDM draws {longest} steps at once but dldm.projection.max_steps is {most}; "
                 "raise it or lower dldm.window"
+            )
+        if room and longest * self.queries > room:
+            raise ValueError(
+                f"the VDM is told {longest} steps of {self.queries} codes at once but dldm.backend.tokens is {room}; "
+                "raise it or lower dldm.window or dldm.queries"
             )
         return config
 

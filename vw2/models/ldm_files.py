@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from vw2.files import read_json
 from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.settings import read_json, settings
+from vw2.models.pretrained import read_weights
+from vw2.models.settings import settings
 
 PART = "ldm."  # what stands before its names among those of a dLDM
 
@@ -30,7 +32,7 @@ def read_ldm_config(folder: Path) -> LDMConfig:
 def load_ldm(folder: Path) -> LDM:
     """An LDM as saved by `save_ldm`, in eval mode."""
     ldm = LDM(read_ldm_config(folder))
-    ldm.load_state_dict(load_file(folder / "ldm.safetensors"))
+    ldm.load_state_dict(read_weights(folder / "ldm.safetensors"))
     return ldm.eval()
 
 

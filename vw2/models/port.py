@@ -68,6 +68,10 @@ class VDM(Protocol):
         Returns: (B, C, L, h, w).
         """
 
+    @property
+    def transformer(self) -> nn.Module:
+        """The network as diffusers has it: `vw2.models.adapt` checkpoints it, `vw2.models.spread` spreads it."""
+
     def fresh(self) -> "VDM":
         """The same network with random weights."""
 
@@ -78,12 +82,13 @@ class VDM(Protocol):
         first: Tensor,
         context: Tensor | None = None,
         embed: nn.Module | None = None,
+        time_embed: nn.Module | None = None,
     ) -> tuple[Tensor, Callable[[nn.Module, Tensor], Tensor]]:
         """What a pass does before its first block, for whoever runs copies of blocks beside the VDM.
 
         Args:
             noisy, time, first, context: as above.
-            embed: instead of the VDM's own patch embedding.
+            embed, time_embed: instead of the VDM's own patch and time embeddings.
         Returns: hidden (B, L P, width); run(block, hidden) -> hidden, one block with the context, times and rotary
             embeddings of this pass.
         """

@@ -9,12 +9,22 @@ from torch import Tensor, nn
 from vw2.console import UserError
 
 
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """All of a safetensors file that a stage wrote. Raises: UserError if it is missing or damaged."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; run the stage that makes it (dvc repro)") from None
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged ({error}); remove it and run the stage that makes it") from None
+
+
 def take_over(module: nn.Module, file: Path) -> list[str]:
     """Copy the weights of a safetensors file that have the same name and shape in `module`, whatever their precision.
 
     Returns: the names of `module` that got none (say, because dldm.queries differs), sorted.
     """
-    weights, mine = load_file(file), module.state_dict()
+    weights, mine = read_weights(file), module.state_dict()
     fitting = {key: value for key, value in weights.items() if key in mine and value.shape == mine[key].shape}
     module.load_state_dict(fitting, strict=False)
     return sorted(set(mine) - set(fitting))

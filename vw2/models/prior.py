@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.haar import PATCH, blocks, unblocks
+from vw2.models.pretrained import read_weights
 
 SIDE = 8  # pixels per latent pixel and side
 
@@ -168,9 +169,7 @@ class Prior(nn.Module):
 
     def load(self, folder: Path) -> "Prior":
         """Fill the weights from `folder`, converted to float32."""
-        from safetensors.torch import load_file
-
         for name, module in (("vae", self.vae), ("transformer", self.vdm)):
-            weights = load_file(folder / f"{name}.safetensors")
+            weights = read_weights(folder / f"{name}.safetensors")
             module.load_state_dict({key: value.float() for key, value in weights.items()})
         return self

@@ -5,22 +5,28 @@ dLDM, <folder>/config.json and <folder>/dldm.safetensors; those of the LDM are i
 """
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vw2.files import read_json
 from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_ldm
 from vw2.models.port import VideoPrior
-from vw2.models.settings import read_json, settings
+from vw2.models.pretrained import read_weights
+from vw2.models.settings import settings
 from vw2.models.spread import spread
+
+Autocast = Callable[[], AbstractContextManager]  # the precision to compute in, as accelerate gives it
 
 
 class Renderer(Protocol):
@@ -29,8 +35,8 @@ class Renderer(Protocol):
     ldm: LDM
     backend: BackendConfig  # whose weights draw, which may ask for a guardrail
 
-    def place(self, device: torch.device) -> "Renderer":
-        """Move it to a device."""
+    def place(self, device: torch.device, autocast: Autocast = nullcontext) -> "Renderer":
+        """Move it to a device, where it renders under `autocast`."""
 
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         """One clip's start noise (1, ...) for a first frame like this one (1, 3, 1, H, W) and K code steps."""
@@ -48,9 +54,11 @@ class DLDMRenderer(nn.Module):
     def __init__(self, dldm: DLDM, prior: VideoPrior):
         super().__init__()
         self.dldm, self.prior, self.ldm, self.backend = dldm, prior, dldm.ldm, dldm.config.backend
+        self.autocast: Autocast = nullcontext
 
-    def place(self, device: torch.device) -> "DLDMRenderer":
+    def place(self, device: torch.device, autocast: Autocast = nullcontext) -> "DLDMRenderer":
         """Move it to a device, the VDM of the prior included."""
+        self.autocast = autocast
         for part in (*self.dldm.children(), self.prior.vae):
             part.to(device)
         return self
@@ -61,7 +69,8 @@ class DLDMRenderer(nn.Module):
         return torch.randn(shape, generator=rng).to(first_frame.device)
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor, coarse_first: Tensor | None = None) -> Tensor:
-        return self.dldm.render(self.prior.vae, first_frame, index, noise, coarse_first)
+        with self.autocast():
+            return self.dldm.render(self.prior.vae, first_frame, index, noise, coarse_first).type_as(first_frame)
 
     def end(self, video: Tensor, coarse_first: Tensor, index: Tensor) -> Tensor:
         return self.dldm.end(video, coarse_first, index)
@@ -70,8 +79,9 @@ class DLDMRenderer(nn.Module):
 class SpreadRenderer(DLDMRenderer):
     """One whose VDM is spread over what the machine has (`dldm.backend.device_map` auto); it cannot be trained."""
 
-    def place(self, device: torch.device) -> "SpreadRenderer":
+    def place(self, device: torch.device, autocast: Autocast = nullcontext) -> "SpreadRenderer":
         """Spread the VDM and move all else to a device; only then, for its weights must be the final ones."""
+        self.autocast = autocast
         others = (part for part in self.dldm.children() if part is not self.dldm.vdm)
         for part in (*others, self.prior.vae):
             part.to(device)
@@ -85,15 +95,18 @@ class LDMRenderer(nn.Module):
     def __init__(self, ldm: LDM):
         super().__init__()
         self.ldm, self.backend = ldm, BackendConfig()
+        self.autocast: Autocast = nullcontext
 
-    def place(self, device: torch.device) -> "LDMRenderer":
+    def place(self, device: torch.device, autocast: Autocast = nullcontext) -> "LDMRenderer":
+        self.autocast = autocast
         return self.to(device)
 
     def noise(self, first_frame: Tensor, steps: int, rng: torch.Generator) -> Tensor:
         return torch.zeros(1, device=first_frame.device)
 
     def render(self, first_frame: Tensor, index: Tensor, noise: Tensor, coarse_first: Tensor | None = None) -> Tensor:
-        video = self.ldm.coarse(first_frame, index)
+        with self.autocast():
+            video = self.ldm.coarse(first_frame, index).type_as(first_frame)
         return torch.cat([first_frame, video[:, :, 1:]], dim=2)
 
     def end(self, video: Tensor, coarse_first: Tensor, index: Tensor) -> Tensor:
@@ -112,7 +125,7 @@ def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
     config = settings(read_json(folder / "config.json"), DLDMConfig(), "dldm")
     prior = load_backend(config.backend, prior_folder)
     dldm = DLDM(config, prior)
-    dldm.load_state_dict(load_file(folder / "dldm.safetensors"))
+    dldm.load_state_dict(read_weights(folder / "dldm.safetensors"))
     kind = DLDMRenderer if config.backend.device_map is None else SpreadRenderer
     return kind(dldm, prior).eval()
 

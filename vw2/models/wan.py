@@ -5,7 +5,7 @@ Legend: B batch, C latent channels, L latent frames, h w latent pixels, P = (h /
 frame, K = L - 1 code steps, N codes per step, D width of a context token.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import vw2.torchvision_ops  # noqa: F401  (diffusers imports transformers)
@@ -16,7 +16,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vw2.models.attention import Layout, WindowRope
+from vw2.models.attention import Layout, WindowRope, set_causal
 from vw2.models.flow import over_latents
 
 TIME_SCALE = 1000.0  # the network is told 1000 t
@@ -44,22 +44,16 @@ class WanBlockCausalProcessor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         split = lambda x: x.unflatten(2, (attn.heads, -1)).transpose(1, 2)  # noqa: E731  (B, heads, tokens, width)
         query, key = split(attn.norm_q(attn.to_q(hidden_states))), split(attn.norm_k(attn.to_k(source)))
-        value = split(attn.to_v(source)).type_as(query)
+        value = split(attn.to_v(source))
         if rotary_emb is not None:
             tables = [table[0, :, 0] for table in rotary_emb]  # (1, tokens, 1, width) -> (tokens, width)
             query, key = (apply_rotary_emb(x, tables, use_real=True, use_real_unbind_dim=-1) for x in (query, key))
+        query, key = query.type_as(value), key.type_as(value)  # under autocast norm and rope leave them in float32
         if encoder_hidden_states is None:
             mixed = self.layout.attend_frames(self, query, key, value)
         else:
             mixed = self.layout.attend_codes(query, key, value)
         return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2, 3).type_as(hidden_states)))
-
-
-def set_wan_causal(blocks: Iterable[nn.Module], layout: Layout) -> None:
-    """Put the layout's masks into self- and cross-attention of Wan blocks."""
-    for block in blocks:
-        block.attn1.set_processor(WanBlockCausalProcessor(layout))
-        block.attn2.set_processor(WanBlockCausalProcessor(layout))
 
 
 @contextmanager
@@ -107,7 +101,7 @@ class WanVDM(nn.Module):
         self.patch = config.patch_size[1]
         # stands where there is no code yet; zero, as the tokens that fill up Wan's text
         self.null = nn.Parameter(torch.zeros(1, 1, self.context))
-        set_wan_causal(self.blocks, self.layout)
+        set_causal(self.blocks, self.layout, WanBlockCausalProcessor)
         transformer.rope = WindowRope(transformer.rope, self.layout, axis=1)
 
     def fresh(self) -> "WanVDM":

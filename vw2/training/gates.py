@@ -22,6 +22,11 @@ class GatesConfig:
     token_margin: float | None = None  # the same with the coarse video left alone: what the tokens say; None = open
     margin_db: float = 0.5  # least PSNR advantage of a clip's own codes over another video's, moving pixels
     enabled: bool = True
+    every: int | None = None  # steps after which training looks at the codes; None: at its end alone
+
+    def __post_init__(self):
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"gates.every must be at least 1 or null, got {self.every}; raise it")
 
 
 def check_gates(

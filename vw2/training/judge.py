@@ -59,6 +59,13 @@ def pick_clips(
     return rows
 
 
+def pick_unseen(store: ClipStore, seed: int, sources: Sequence[str] | None, otherwise: list[int]) -> list[int]:
+    """Rows of clips to render: two a video of split probe (craft at nuisance 0), where there is none of split test, and
+    where there is neither some of the training clips `otherwise`."""
+    found = (pick_clips(store, split, 2, seed, sources) for split in ("probe", "test"))
+    return next((rows for rows in found if rows), otherwise[:32])
+
+
 @torch.no_grad()
 def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render"):
     """Figures of vw2.evaluation.rendering for the chosen clips, and rows for a contact sheet."""

@@ -14,6 +14,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular v
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def newton_schulz(left: Tensor, inner: Tensor | None, steps: int) -> Tensor:
+    """Steps of the quintic towards the orthogonal factor of X = `left`, or of an X whose X X^T is left inner left^T."""
+    a, b, c = COEFFICIENTS
+    for _ in range(steps):
+        gram = left @ left.T if inner is None else left @ inner @ left.T
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        left = torch.addmm(left, polynomial, left, beta=a)
+    return left
+
+
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """About U V^T of a matrix U S V^T, by Newton-Schulz iteration: singular values end between 0.7 and 1.2.
 
@@ -23,18 +33,14 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     Args:    matrix: (rows, columns).
     Returns: like `matrix`; zero for a zero matrix.
     """
-    a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     rows, columns = x.shape
-    wide = columns >= 2 * rows
-    left, inner = (torch.eye(rows, dtype=x.dtype, device=x.device), x @ x.T) if wide else (x, None)
-    for _ in range(steps):
-        gram = left @ inner @ left.T if wide else left @ left.T
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        left = torch.addmm(left, polynomial, left, beta=a)
-    x = left @ x if wide else left
+    if columns >= 2 * rows:
+        x = newton_schulz(torch.eye(rows, dtype=x.dtype, device=x.device), x @ x.T, steps) @ x
+    else:
+        x = newton_schulz(x, None, steps)
     return x.T if tall else x
 
 

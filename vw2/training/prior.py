@@ -33,16 +33,26 @@ class PretrainConfig:
     vdm: OptimConfig
     model: PriorModelConfig = field(default_factory=PriorModelConfig)
 
+    def __post_init__(self):
+        if self.clips <= HELD_OUT:
+            raise ValueError(f"clips must be above the {HELD_OUT} that are held out, got {self.clips}; raise it")
+        if self.frames % 4 != 1 or self.vae_frames % 4 != 1 or not 5 <= self.vae_frames <= self.frames:
+            raise ValueError(
+                "frames and vae_frames must be 1 + 4m, at least 5, vae_frames at most frames, "
+                f"got {self.frames} and {self.vae_frames}; change them"
+            )
+
 
 def render_corpus(craft: CraftConfig, config: PretrainConfig, path: Path) -> np.ndarray:
     """(clips, T, H, W, 3) uint8, kept in a file so that an interrupted run does not render again."""
     shape = (config.clips, config.frames, craft.resolution, craft.resolution, 3)
     if not path.exists():
         with atomic_file(path) as temporary:
-            corpus = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-            for i in track(range(config.clips), "render the prior's corpus"):
-                corpus[i] = render_prior_clip(craft, i, config.frames)
-            corpus.flush()
+            with temporary.open("wb") as out:  # plain writes: on a full disk a memory map kills the process
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(out, header)
+                for i in track(range(config.clips), "render the prior's corpus"):
+                    out.write(render_prior_clip(craft, i, config.frames).tobytes())
     return np.load(path, mmap_mode="r")
 
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vw2.console import UserError
+from vw2.files import read_json
 from vw2.models.ldm import LDMConfig
 from vw2.models.ldm_files import read_ldm_config
 from vw2.models.ranges import at_least
-from vw2.models.settings import read_json
 from vw2.provenance import check_record
 from vw2.scratch import atomic_dir
 from vw2.training.run import OptimConfig

@@ -41,7 +41,7 @@ TRUTH_SCHEMA = {
 
 @dataclass(frozen=True)
 class CraftConfig:
-    """Size and difficulty of the craft world (our choice; design.md section 3)."""
+    """Size and difficulty of the craft world (our choice)."""
 
     seed: int = 0
     resolution: int = 64  # pixels, side of the square picture
@@ -59,8 +59,14 @@ class CraftConfig:
             raise ValueError(f"craft.nuisance must be 0, 1, 2 or 3, got {self.nuisance}; lower it to at most 3")
         if self.resolution % 16 or self.resolution < 32:
             raise ValueError(f"craft.resolution must be a multiple of 16 from 32 on, got {self.resolution}")
-        if len(self.paper_frames) != 2 or not 1 <= self.paper_frames[0] <= self.paper_frames[1]:
-            raise ValueError(f"craft.paper_frames must be shortest and longest, got {list(self.paper_frames)}")
+        if len(self.paper_frames) != 2 or not 4 <= self.paper_frames[0] <= self.paper_frames[1]:
+            got = list(self.paper_frames)
+            raise ValueError(f"craft.paper_frames must be shortest, at least 4, and longest, got {got}; change it")
+        if self.fps <= 0:
+            raise ValueError(f"craft.fps must be above 0, got {self.fps}; raise it")
+        for key in ("train_videos", "fail_videos", "test_paper", "test_blocks", "probe_videos"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"craft.{key} must be at least 0, got {getattr(self, key)}; raise it")
 
 
 @dataclass(frozen=True)

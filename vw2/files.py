@@ -1,0 +1,31 @@
+"""Files that stages wrote, read again: one that is missing or damaged ends in a sentence that names it."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from vw2.console import UserError
+
+
+def read_table(file: Path) -> pl.DataFrame:
+    """A parquet table. Raises: UserError if the file is missing or damaged."""
+    try:
+        return pl.read_parquet(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; run the stage that makes it (dvc repro)") from None
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{file} is no whole table ({error}); remove it and run the stage that makes it") from None
+
+
+def read_json(file: Path) -> dict:
+    """A JSON object. Raises: UserError if the file is missing or holds something else."""
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; check the path") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); mend it") from None
+    if not isinstance(given, dict):
+        raise UserError(f"expected {file} to hold a JSON object of settings, got {given!r}; mend it")
+    return given
