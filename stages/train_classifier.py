@@ -119,7 +119,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     table("train_classifier", asdict(config) | {"classes": len(CLASSES)})
     if not TRUTH.is_file():
         raise UserError(f"{TRUTH} does not exist; run `dvc repro ingest` first")
-    if not pl.scan_parquet(TRUTH).select(pl.len()).collect().item():
+    if read_table(TRUTH).is_empty():
         return skip("the videos have no ground truth, so success cannot be judged and is left out", seed)
     accelerator = start(compute, seed)
     used = {"seed": seed, "compute": compute, "classifier": config, "prior": prior}

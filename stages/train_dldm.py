@@ -29,7 +29,7 @@ from vw2.files import read_json, read_table
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
-from vw2.models.backends import check_size, guardrail_of
+from vw2.models.backends import check_guardrail, check_size, guardrail_of
 from vw2.models.begin import begin_joint
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.dldm_config import DLDMConfig
@@ -75,7 +75,7 @@ class JointConfig:
 
 
 def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path, look: Look) -> Run:
-    """The joint loop, with a look after every step.
+    """The joint loop, with a look before every step.
 
     Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning.
     """
@@ -88,6 +88,7 @@ def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed:
     dldm.train()
     ldm.spread.eval()
     for step in work:
+        look(step)
         rng = generator(seed, 7, step, *rank_key(accelerator))
         for walked, share in walks[step].parts(config.optim.micro_batch):
             video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
@@ -98,7 +99,6 @@ def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed:
             carried.keep(walked, end)
             work.add(loss, logs, share)
         work.finish()
-        look(work.step)
     return work
 
 
@@ -126,13 +126,13 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     rows = store.train_rows(sources)
     walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
     with runtime("train_dldm"):
-        guard = guardrail_of(dldm_config.backend, accelerator.device)  # a missing one is told before the training
+        check_guardrail(dldm_config.backend)  # a missing one is told before the training
         renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device, accelerator.autocast)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
-        look = watch(dldm.ldm, store, judged, gates, CODES_PLOT, PLOT)
+        look = watch(accelerator, dldm.ldm, store, judged, gates, CODES_PLOT, PLOT)
         work = train(accelerator, dldm, vae, walks, config, seed, folder, look)
         leave_to_first(accelerator)
         renderer.eval()
@@ -143,7 +143,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
         figures |= judge.judge_denoising(dldm, vae, store, still, seed)
         rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
-        write_sheet(PLOT, guard.sheet(sheet))
+        write_sheet(PLOT, guardrail_of(renderer.backend, accelerator.device).sheet(sheet))
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
         if shaken := judge.pick_clips(store, "test", 1, seed, sources):

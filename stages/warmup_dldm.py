@@ -69,7 +69,7 @@ def train(
     micro_batch: int | None = None,
     look: Look = nothing,
 ) -> Run:
-    """Reconstruction of train clips; also all there is to training the plain LDM. `look` comes after every step."""
+    """Reconstruction of train clips; also all there is to training the plain LDM. `look` comes before every step."""
     if ldm.config.parts == "frames" and (micro_batch or accelerator.num_processes > 1):
         raise UserError(
             "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
@@ -79,6 +79,7 @@ def train(
     work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
     ldm.train()
     for step in work:
+        look(step)
         for walked, share in walks[step].parts(micro_batch):
             video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
             video = recolour(video, walked.keys, ldm.config.colours, seed)
@@ -87,7 +88,6 @@ def train(
             carried.keep(walked, end)
             work.add(loss, logs, share)
         work.finish()
-        look(work.step)
     return work
 
 
@@ -126,7 +126,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
             left = take_over(ldm, PRETRAINED / "ldm.safetensors")
             console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         judged = pick_clips(store, "train", 2, seed, sources)
-        look = watch(ldm, store, judged, gates, CODES_PLOT, PLOT)
+        look = watch(accelerator, ldm, store, judged, gates, CODES_PLOT, PLOT)
         work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch, look)
         leave_to_first(accelerator)
         ldm.eval()

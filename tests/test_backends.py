@@ -26,6 +26,7 @@ from vw2.models.backends import (
     random_mini,
     random_wan,
 )
+from vw2.models.begin import check_precision
 from vw2.models.control import ControlConfig
 from vw2.models.cosmos import CosmosConfig
 from vw2.models.dldm import DLDM, JointBatch
@@ -469,8 +470,8 @@ def test_weights_that_learn_are_not_kept_in_bfloat16(train, blocks):
     half = BackendConfig("wan", "folder", dtype="bfloat16")
     learning = {"vdm": AdaptConfig(train), "control": ControlConfig(blocks)}
     with pytest.raises(ValueError, match=f"as small steps vanish in bfloat16 weights, got {train} and {blocks}; set"):
-        tiny_config(backend=half, **learning)
-    assert tiny_config(backend=half, vdm=AdaptConfig("lora"), control=ControlConfig(0)).backend == half
+        check_precision(tiny_config(backend=half, **learning))
+    check_precision(tiny_config(backend=half, vdm=AdaptConfig("lora"), control=ControlConfig(0)))
 
 
 def test_renders_under_the_autocast_of_its_place():

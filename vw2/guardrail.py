@@ -66,6 +66,19 @@ class Guardrail:
             return np.zeros_like(frames)
 
 
+def check_installed() -> None:
+    """Raise UserError unless the package of the guardrail is there."""
+    try:
+        import vw2.torchvision_ops  # noqa: F401
+
+        import cosmos_guardrail  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "the licence of the Cosmos weights asks for a guardrail, whose package is missing; "
+            "pip install '.[guardrail]', or set dldm.backend.guardrail to false and answer for it yourself"
+        ) from None
+
+
 def guardrail(needed: bool, enabled: bool, device: torch.device | str = "cpu") -> Guardrail:
     """The guardrail for some weights.
 
@@ -80,15 +93,9 @@ def guardrail(needed: bool, enabled: bool, device: torch.device | str = "cpu") -
     if not enabled:
         say(NOTICE)
         return Guardrail()
-    try:
-        import vw2.torchvision_ops  # noqa: F401
+    check_installed()
+    from cosmos_guardrail import CosmosSafetyChecker
 
-        from cosmos_guardrail import CosmosSafetyChecker
-    except ImportError:
-        raise UserError(
-            "the licence of the Cosmos weights asks for a guardrail, whose package is missing; "
-            "pip install '.[guardrail]', or set dldm.backend.guardrail to false and answer for it yourself"
-        ) from None
     checker = CosmosSafetyChecker()
     checker.to(device)
     return Guardrail(checker)

@@ -30,12 +30,13 @@ def load_ar(folder: Path) -> ARTransformer:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} does not exist; run `dvc repro train_ar` first")
     facts = read_json(folder / "config.json")
+    weights = read_weights(folder / "ar.safetensors")
     try:
         config = build(ARConfig, facts["model"], "ar.model")
         model = ARTransformer(
             config, build(CodeShape, facts["codes"], "codes"), build(ARInputs, facts["inputs"], "inputs")
         )
-        model.load_state_dict(read_weights(folder / "ar.safetensors"))
+        model.load_state_dict(weights)
     except (KeyError, RuntimeError, UserError) as error:
         raise UserError(f"{folder} was written by another version; run `dvc repro train_ar` again") from error
     return model.eval()

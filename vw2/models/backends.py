@@ -18,7 +18,7 @@ from torch import nn
 
 from vw2.console import UserError, say
 from vw2.files import read_json
-from vw2.guardrail import Guardrail, guardrail
+from vw2.guardrail import Guardrail, check_installed, guardrail
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.hub import complete, locate, read, reading
 from vw2.models.port import VDM, VideoPrior, VideoVAE
@@ -180,6 +180,12 @@ def check_size(pair: VideoPrior, height: int, width: int) -> None:
         raise UserError(
             f"this back end needs clip.height and clip.width to be multiples of {side} pixels, got {height} and {width}"
         )
+
+
+def check_guardrail(config: BackendConfig) -> None:
+    """Raise UserError unless the guardrail that `guardrail_of` would give is installed."""
+    if BACKENDS[config.kind].guarded and config.guardrail:
+        check_installed()
 
 
 def guardrail_of(config: BackendConfig, device: torch.device | str = "cpu") -> Guardrail:

@@ -38,6 +38,17 @@ def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
             )
 
 
+def check_precision(config: DLDMConfig) -> None:
+    """Refuse to train weights that are kept in bfloat16. Raises: ValueError."""
+    learns = config.vdm.train in ("full", "random") or config.control.blocks
+    if config.backend.dtype == "bfloat16" and learns:
+        raise ValueError(
+            "dldm.backend.dtype bfloat16 goes with dldm.vdm.train frozen or lora and dldm.control.blocks 0, as small "
+            f"steps vanish in bfloat16 weights, got {config.vdm.train} and {config.control.blocks}; set it to float32 "
+            "(compute.dtype bfloat16 computes in bfloat16 and keeps such weights), or change these"
+        )
+
+
 def read_tokens(file: Path, most: int, width: int) -> Tensor:
     """The one tensor of a safetensors file, context tokens (n, width), filled up to `most` with zeros (release).
 
@@ -63,6 +74,8 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRende
     Raises: UserError if the LDM that `config` asks for is another one, or the control branch's weights or the tokens of
         `dldm.guidance_against` do not fit.
     """
+    with refusals():
+        check_precision(config)
     prior = load_backend(config.backend, prior_folder)
     start_vdm(prior, config.vdm)
     with refusals():  # settings that this VDM does not allow

@@ -88,13 +88,6 @@ class DLDMConfig(LDMConfig):
                 "dldm.backend.tokens goes with dldm.self_attention and dldm.cross_attention full, "
                 f"got {self.self_attention} and {self.cross_attention}; change these or set it to 0"
             )
-        learns = self.vdm.train in ("full", "random") or self.control.blocks
-        if self.backend.dtype == "bfloat16" and learns:
-            raise ValueError(
-                "dldm.backend.dtype bfloat16 goes with dldm.vdm.train frozen or lora and dldm.control.blocks 0, as "
-                f"small steps vanish in bfloat16 weights, got {self.vdm.train} and {self.control.blocks}; set it to "
-                "float32 (compute.dtype bfloat16 computes in bfloat16 and keeps such weights), or change these"
-            )
         if self.target_jitter and self.control.blocks and self.control.sees == "change":
             raise ValueError(
                 "dldm.target_jitter goes with dldm.control.sees grey, as change would compare true colours with "

@@ -5,12 +5,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vw2.files import read_json
 from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.pretrained import read_weights
+from vw2.models.pretrained import damaged, read_weights
 from vw2.models.settings import settings
 
 PART = "ldm."  # what stands before its names among those of a dLDM
@@ -45,7 +45,11 @@ def load_codec(folder: Path) -> LDM:
         return load_ldm(folder)
     saved, own = read_json(folder / "config.json"), {each.name for each in fields(LDMConfig)}
     ldm = LDM(settings({key: value for key, value in saved.items() if key in own}, LDMConfig(), "dldm"))
-    with safe_open(folder / "dldm.safetensors", "pt") as file:
-        names = [name for name in file.keys() if name.startswith(PART)]  # noqa: SIM118  (it is no mapping)
-        ldm.load_state_dict({name.removeprefix(PART): file.get_tensor(name) for name in names})
+    try:
+        with safe_open(folder / "dldm.safetensors", "pt") as file:
+            names = [name for name in file.keys() if name.startswith(PART)]  # noqa: SIM118  (it is no mapping)
+            weights = {name.removeprefix(PART): file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise damaged(folder / "dldm.safetensors", error) from None
+    ldm.load_state_dict(weights)
     return ldm.eval()

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from vw2.console import UserError
 
 
+def damaged(file: Path, error: SafetensorError) -> UserError:
+    """What to say of a safetensors file that a stage wrote and that cannot be read."""
+    return UserError(f"{file} is damaged ({error}); remove it and run the stage that makes it")
+
+
 def read_weights(file: Path) -> dict[str, Tensor]:
     """All of a safetensors file that a stage wrote. Raises: UserError if it is missing or damaged."""
     try:
@@ -16,7 +21,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; run the stage that makes it (dvc repro)") from None
     except SafetensorError as error:
-        raise UserError(f"{file} is damaged ({error}); remove it and run the stage that makes it") from None
+        raise damaged(file, error) from None
 
 
 def take_over(module: nn.Module, file: Path) -> list[str]:

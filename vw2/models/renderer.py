@@ -82,6 +82,7 @@ class SpreadRenderer(DLDMRenderer):
     def place(self, device: torch.device, autocast: Autocast = nullcontext) -> "SpreadRenderer":
         """Spread the VDM and move all else to a device; only then, for its weights must be the final ones."""
         self.autocast = autocast
+        self.dldm.requires_grad_(False)  # of weights that could learn autocast keeps a copy each time they are fetched
         others = (part for part in self.dldm.children() if part is not self.dldm.vdm)
         for part in (*others, self.prior.vae):
             part.to(device)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from accelerate import Accelerator
 from torch import nn
 
 from vw2.data.shards import ClipStore
@@ -14,7 +16,7 @@ from vw2.training.judge import code_figures, encode_rows
 
 CLIPS = 256  # of those to judge at the end, so many are looked at in between
 
-Look = Callable[[int], None]  # called with the number of steps made
+Look = Callable[[int], None]  # called before each step with the number of steps made
 
 
 def nothing(step: int) -> None:
@@ -33,20 +35,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def watch(ldm: LDM, store: ClipStore, rows: list[int], gates: GatesConfig, plot: Path, sheet: Path) -> Look:
+def watch(
+    accelerator: Accelerator, ldm: LDM, store: ClipStore, rows: list[int], gates: GatesConfig, plot: Path, sheet: Path
+) -> Look:
     """A look at the codes of some clips every `gates.every` steps, by the gates of the end that ask for codes alone.
+
+    Process 0 alone looks. A run that was refused is looked at again when it is resumed, as it stands before its step.
 
     Args:
         rows: clips; evenly spread ones of them are looked at.
         plot: picture of the entropies, written at every look; `sheet`: as in `check_gates`.
     """
-    if not (gates.enabled and gates.every):
+    if not (gates.enabled and gates.every and accelerator.is_main_process):
         return nothing
-    chosen = rows[:: max(1, len(rows) // CLIPS)][:CLIPS]
+    chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, min(CLIPS, len(rows))).astype(int)]
     videos, levels = store.index[chosen]["video"].to_list(), ldm.config.resolved()
 
     def look(step: int) -> None:
-        if step % gates.every:
+        if not step or step % gates.every:
             return
         with evaluating(ldm):
             codes = encode_rows(ldm, store, chosen)
