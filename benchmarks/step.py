@@ -1,7 +1,7 @@
 """A real joint step of a preset: seconds and peak memory. `python -m benchmarks.step paper`, on the machine it is for.
 
-Networks at the preset's size with random weights, clips of noise, optimiser and precision of the stage; nothing is
-downloaded and nothing is written. What a preset needs before it is started is planned in docs/plan_paper.md.
+Networks at the preset's size with random weights, one clip of noise over and over, optimiser and precision of the
+stage; nothing is downloaded and nothing is written. What a preset needs is planned in docs/plan_paper.md.
 """
 
 from collections.abc import Callable
@@ -53,9 +53,11 @@ class Step:
         config = fit(build(DLDMConfig, values["dldm"], "dldm"), clip["frames"])
         self.optim: LongOptimConfig = build(JointConfig, values["train_dldm"], "train_dldm").optim
         prior = RANDOM[config.backend.kind](config.backend, values)
+        prior.vdm.to(config.backend.torch_dtype)
         self.dldm, self.vae = DLDM(config, prior).to(accelerator.device).train(), prior.vae.to(accelerator.device)
         self.vae.eval().requires_grad_(False)
-        self.shape = (3, clip["frames"], clip["height"], clip["width"])
+        shape = (1, 3, clip["frames"], clip["height"], clip["width"])
+        self.clip = torch.rand(shape, generator=generator(0)).to(accelerator.device) * 2 - 1
         self.learning = [p for p in self.dldm.parameters() if p.requires_grad]
         self.optimizers = optimizers([Group(self.dldm)], self.optim)
 
@@ -65,10 +67,9 @@ class Step:
             optimizer.zero_grad(set_to_none=True)
         size = self.optim.micro_batch or clips
         for part, low in enumerate(range(0, clips, size)):
-            rng = generator(0, number, part)
-            video = torch.rand(min(size, clips - low), *self.shape, generator=rng).to(self.accelerator.device) * 2 - 1
+            video = self.clip.expand(min(size, clips - low), -1, -1, -1, -1)
             with self.accelerator.autocast():
-                loss, _, _ = self.dldm(JointBatch(video, video[:, :, :1]), self.vae, rng)
+                loss, _, _ = self.dldm(JointBatch(video, video[:, :, :1]), self.vae, generator(0, number, part))
             self.accelerator.backward(loss * len(video) / clips)
         self.accelerator.clip_grad_norm_(self.learning, self.optim.clip or float("inf"))
         for optimizer in self.optimizers:

@@ -283,6 +283,26 @@ def test_looking_changes_nothing(workspace):
     assert file.read_bytes() == before and len(seen) == 1, "before the second step"
 
 
+@pytest.mark.parametrize("clips", [3, 300, 600])
+def test_looks_are_at_clips_from_all_of_the_list(clips, monkeypatch):
+    seen = []
+    store = SimpleNamespace(index=pl.DataFrame({"video": [str(n) for n in range(clips)]}))
+    monkeypatch.setattr(watching, "encode_rows", lambda ldm, store, rows: seen.extend(rows) or np.zeros((1, 1, 1), int))
+    monkeypatch.setattr(watching, "check_gates", lambda *_: None)
+    monkeypatch.setattr(watching, "write_health", lambda *_: None)
+    one, none = (SimpleNamespace(is_main_process=main) for main in (True, False))
+    rows = list(range(clips))
+    given = (tiny_ldm(), store, rows, GatesConfig(every=5), Path("a"), Path("b"))
+    watching.watch(none, *given)(5)
+    look = watching.watch(one, *given)
+    for step in (0, 4, 6):
+        look(step)
+    assert seen == [], "not before the first step, nor between, nor on another process"
+    look(5)
+    assert len(set(seen)) == len(seen) == min(clips, watching.CLIPS) and (seen[0], seen[-1]) == (0, clips - 1)
+    assert max(np.diff(seen)) <= 1 + clips // watching.CLIPS
+
+
 def test_evaluation_mode_ends_as_it_began():
     ldm = tiny_ldm().train()
     ldm.spread.eval()
