@@ -12,7 +12,7 @@ import torch
 import typer
 from accelerate import Accelerator
 
-from benchmarks.plan import values_of
+from benchmarks.plan import GIB, values_of
 from stages.train_dldm import JointConfig
 from vw2.console import run, table, track
 from vw2.models.backends import BackendConfig, random_cosmos, random_mini, random_wan
@@ -26,9 +26,6 @@ from vw2.provenance import peak_memory_gib
 from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.fit import fit
 from vw2.training.run import Group, LongOptimConfig, optimizers
-
-GIB = 2**30
-
 
 # a back end's networks at true size, random
 RANDOM: dict[str, Callable[[BackendConfig, dict], VideoPrior]] = {
