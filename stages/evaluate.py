@@ -116,7 +116,7 @@ def main(
         row, frames = about[video], store.video(video)
         whole = row["width"] * store.height == row["height"] * store.width  # else the crop has moved the hand
         rows = truth.filter((pl.col("video") == video) & whole)
-        return make_case(video, row["task"], frames, rows, row["fps"], store.fps)
+        return make_case(video, row["task"], frames, store.whole_length(video), rows, row["fps"], store.fps)
 
     rows: list[dict] = []
     with runtime(stage), progress(videos, "judge videos") as bar:

@@ -64,10 +64,12 @@ class TrainConfig:
             raise ValueError(f"classifier: expected hold >= 1 and vae_every >= 0, got {self.hold}, {self.vae_every}")
 
 
-def collect(splits, config: TrainConfig, prior: PriorModelConfig, folder: Path) -> tuple[FrameSet, FrameSet | None]:
+def collect(
+    splits, truth: pl.DataFrame, config: TrainConfig, prior: PriorModelConfig, folder: Path
+) -> tuple[FrameSet, FrameSet | None]:
     """Frames of some splits with their truth: as they are, and through the VAE (None if that is switched off)."""
     store = ClipStore(CLIPS)
-    rows = frame_rows(store, read_table(TRUTH), manifest.read(MANIFEST), splits)
+    rows = frame_rows(store, truth, manifest.read(MANIFEST), splits)
     if not len(rows):
         raise UserError(f"expected videos of the splits {', '.join(splits)} with truth, got none; add some to craft.*")
     size, name = config.model.size, splits[0]
@@ -117,9 +119,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     prior = parameters.leaf(values, "prior.model", PriorModelConfig)
     table("train_classifier", asdict(config) | {"classes": len(CLASSES)})
-    if not TRUTH.is_file():
-        raise UserError(f"{TRUTH} does not exist; run `dvc repro ingest` first")
-    if read_table(TRUTH).is_empty():
+    truth = read_table(TRUTH)
+    if truth.is_empty():
         return skip("the videos have no ground truth, so success cannot be judged and is left out", seed)
     accelerator = start(compute, seed)
     used = {"seed": seed, "compute": compute, "classifier": config, "prior": prior}
@@ -127,8 +128,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     folder = scratch_dir("train_classifier", fingerprint(used, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("train_classifier") as rates:
         model = StepClassifier(config.model, CLASSES).to(accelerator.device)
-        sets = [each for each in collect(TRAIN, config, prior, folder) if each is not None]
-        real, vae = collect(TEST, config, prior, folder)
+        sets = [each for each in collect(TRAIN, truth, config, prior, folder) if each is not None]
+        real, vae = collect(TEST, truth, config, prior, folder)
         work = train(accelerator, model, sets, config, seed, folder)
         with atomic_dir(OUT) as temporary:
             model.save(temporary, {"seed": seed, **asdict(config)})

@@ -199,6 +199,8 @@ def test_dinov2_from_disk(dino_folder, tmp_path, frozen):
 
 
 def test_bad_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        ClassifierConfig(size=0)
     with pytest.raises(ValueError, match="multiple of 14"):
         ClassifierConfig(BackboneConfig(kind="dinov2"), size=64)
     with pytest.raises(ValueError, match="one number per stage"):
@@ -412,6 +414,10 @@ def test_a_perfect_classifier_passes_real_demonstrations(demonstrations):
     assert found["hand_error"]["value"] == found["angle_error"]["value"] == found["ece"]["value"] == 0
     assert 0 < found["chance"]["value"] < 0.5
     assert {"task.paper_airplane", "task.paper_boat", "task.block_tower"} <= set(found)
+    shown = {CLASSES[number] for number in np.unique(numbers[numbers != IGNORED])}
+    for key in ("sensitivity", "specificity"):
+        one = {name.removeprefix(f"{key}."): each["value"] for name, each in found.items() if name.startswith(key)}
+        assert one == dict.fromkeys(shown, 1.0)
     ceiling = step_report.ceilings(said["class"].argmax(1), demonstrations, 3, 0)
     assert {name: each["value"] for name, each in ceiling.items()} == {
         **{f"paper.step_{k}": 1.0 for k in range(1, 8)},
@@ -427,6 +433,9 @@ def test_a_blind_classifier_has_chance_accuracy(demonstrations):
     most = np.bincount(numbers[numbers != IGNORED]).argmax()
     said = perfect(demonstrations) | {"class": np.eye(len(CLASSES))[np.full(len(numbers), most)]}
     found = step_report.frame_figures(said, numbers, demonstrations, 64, 0)
+    assert found[f"sensitivity.{CLASSES[most]}"]["value"] == 1 and found[f"specificity.{CLASSES[most]}"]["value"] == 0
+    other = next(CLASSES[n] for n in np.unique(numbers[numbers != IGNORED]) if n != most)
+    assert found[f"sensitivity.{other}"]["value"] == 0 and found[f"specificity.{other}"]["value"] == 1
     assert found["accuracy"] == found["chance"] and found["ece"]["value"] == pytest.approx(1 - found["chance"]["value"])
     moved = said | {"hand": said["hand"] + [3 / 64, 4 / 64], "angle": said["angle"] - 7}
     off = step_report.frame_figures(moved, numbers, demonstrations, 64, 0)
@@ -490,5 +499,5 @@ def test_stage_tells_what_is_wrong(world):
     with pytest.raises(UserError, match="hold >= 1"):
         stage.main(write_params(world, hold=0))
     stage.TRUTH.unlink()
-    with pytest.raises(UserError, match="dvc repro ingest"):
+    with pytest.raises(UserError, match="truth.parquet does not exist; run the stage that makes it"):
         stage.main(write_params(world))

@@ -14,11 +14,10 @@ from numbered import numbered_frame, read_number
 
 from vw2.console import UserError
 from vw2.data import manifest
-from vw2.data.clips import clip_count, valid_frames
 from vw2.data.manifest import Entry
 from vw2.data.pool import Failure, _serve, run_jobs, run_resumable, worker_count
 from vw2.data.sampler import batch_indices
-from vw2.data.shards import ClipStore, plan_shards, write_shards
+from vw2.data.shards import ClipStore, clip_count, plan_shards, valid_frames, write_shards
 
 
 def entry(name, digest="0" * 64, split=None, **other):
@@ -120,6 +119,17 @@ def test_a_worker_whose_parent_died_ends_in_silence(error):
     _serve(Pipe(), fake_world.odd_jobs, None)
 
 
+def test_pool_tries_a_job_again_whose_worker_was_killed(tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    once.write_text("1")
+    twice.write_text("1\n2")
+    jobs = {"a": f"killed {once}", "b": "x"}
+    found = dict(run_jobs(fake_world.odd_jobs, jobs, workers=2))
+    assert found == {"a": f"killed {once}".upper(), "b": "X"}, "the system's doing is not the job's fault"
+    found = dict(run_jobs(fake_world.odd_jobs, {"a": f"killed {twice}", "b": "x"}))
+    assert found["b"] == "X" and "the system killed its worker twice" in found["a"].reason
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit needs /proc")
 def test_pool_bounds_memory():
     assert list(run_jobs(fake_world.odd_jobs, {"a": "memory"}, memory_gib=0.5)) == [("a", "no memory")]
@@ -133,12 +143,14 @@ def test_pool_remembers(tmp_path):
 
 
 def test_worker_count():
-    assert worker_count({}) == 1 and worker_count({"workers": 3, "device": "cpu"}) == 3
-    assert worker_count(None) == 1  # an empty group
+    assert worker_count({"workers": 3}) == 3
     for wrong in (0, "two", True, 1.5):
-        with pytest.raises(UserError, match="runtime.workers"):
+        with pytest.raises(UserError, match=r"runtime\.workers"):
             worker_count({"workers": wrong})
-    for wrong in (4, [], "workers"):
+    for wrong in ({}, {"workers": 3, "devise": "cpu"}):
+        with pytest.raises(UserError, match=r"runtime\.(workers|devise).*key"):
+            worker_count(wrong)
+    for wrong in (None, 4, [], "workers"):
         with pytest.raises(UserError, match="runtime: expected a group"):
             worker_count(wrong)
 
@@ -196,6 +208,7 @@ def test_store_reads_clips_that_share_a_frame(store):
             assert store.index["valid"][rows[clip]] == len(set(numbers))
         assert all(left[-1] == right[0] for left, right in zip(clips, clips[1:], strict=False))
         assert [read_number(frame) - first for frame in store.video(video)] == list(range(count))
+        assert store.whole_length(video) == 1 + clip_count(count, store.clip_frames) * (store.clip_frames - 1)
 
 
 def test_store_selects_and_batches(store):

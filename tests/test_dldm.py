@@ -334,6 +334,8 @@ def test_what_is_moved_takes_its_pixels_along():
     torch.testing.assert_close(video[:, :, 1, :, :-2], frame[:, :, 0, :, 2:])
     torch.testing.assert_close(video[:, :, 1, :, -2:], frame[:, :, 0, :, -1:].expand(-1, -1, -1, 2))  # the border
     torch.testing.assert_close(video[:, :, 2, 3:], frame[:, :, 0, :-3])
+    wide = torch.randint(-4, 5, (1, 3, 1, 2, 512)).bfloat16() / 4
+    assert torch.equal(warp(wide, torch.zeros(1, 2, 1, 2, 512).bfloat16()), wide), "places are kept finer than colours"
 
 
 def test_training_hands_on_what_a_rollout_would_go_on_from():

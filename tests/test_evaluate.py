@@ -29,6 +29,7 @@ PAPER = [f"paper_{kind}_{step}" for kind in ("airplane", "boat") for step in ran
 NAMES = ["paper_0", *PAPER, "blocks_open", "block_tower", "block_horse", "block_person", "failed"]
 GREY = 10  # grey levels between two classes: survives H.264
 CONFIG = EvaluateConfig(hold=2)
+LENGTH = 33  # frames of the whole clips that hold a case
 SIDE = 16
 
 
@@ -68,7 +69,7 @@ def no_truth() -> pl.DataFrame:
 
 
 def case(task: str, frames: np.ndarray, truth: pl.DataFrame | None = None):
-    return make_case("v", task, frames, no_truth() if truth is None else truth, 16.0, 16.0)
+    return make_case("v", task, frames, LENGTH, no_truth() if truth is None else truth, 16.0, 16.0)
 
 
 def judge(frames, task="paper_boat", real=None, **options):
@@ -106,7 +107,7 @@ def test_outcome_of_each_kind_of_task():
 
 def test_lengths_and_lone_frames():
     row = judge(folding("paper_boat")[:9])
-    assert (row["length"], row["real_length"], row["psnr"]) == (9, 32, MAX_PSNR)
+    assert (row["length"], row["real_length"], row["whole_length"], row["psnr"]) == (9, 32, LENGTH, MAX_PSNR)
     assert "psnr" not in judge(folding("paper_boat")[:1])
     alone = judge_video(folding("paper_boat"), case("paper_boat", folding("paper_boat")), None, CONFIG)
     assert {"steps", "done", "final"}.isdisjoint(alone)
@@ -163,7 +164,7 @@ def test_truth_follows_the_frame_rate():
             "fold_angle": np.arange(8.0),
         }
     )
-    half = make_case("v", "paper_boat", video("paper_0"), truth, 16.0, 8.0)
+    half = make_case("v", "paper_boat", video("paper_0"), LENGTH, truth, 16.0, 8.0)
     np.testing.assert_allclose(half.hand[:, 0], [0, 0.25, 0.5, 0.75])
     np.testing.assert_allclose(half.angle, [np.nan, 2, 4, 6])
 
@@ -171,7 +172,7 @@ def test_truth_follows_the_frame_rate():
 def rows_of(name: str, steps: dict[str, list[int]], **extra) -> list[dict]:
     return [
         {"name": name, "video": v, "sample": i, "task": "paper_boat", "steps": s, "done": s == 7, "length": 20}
-        | {"real_length": 32, "psnr": 20.0 + s, "ssim": 0.5, "lpips_untrained": 0.1}
+        | {"real_length": 30, "whole_length": 32, "psnr": 20.0 + s, "ssim": 0.5, "lpips_untrained": 0.1}
         | extra
         for v, reached in steps.items()
         for i, s in enumerate(reached)
@@ -181,7 +182,7 @@ def rows_of(name: str, steps: dict[str, list[int]], **extra) -> list[dict]:
 def test_figures_in_closed_form():
     blocks = [
         {"name": "vw2", "video": f"b{i}", "sample": 0, "task": "block_tower", "done": i < 3, "length": 9}
-        | {"real_length": 9, "psnr": 20.0}
+        | {"real_length": 9, "whole_length": 9, "psnr": 20.0}
         for i in range(4)
     ]
     rows = rows_of("vw2", {"a": [7, 7, 7], "b": [1, 1, 1], "c": [0, 0, 3]}) + blocks

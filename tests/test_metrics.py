@@ -145,19 +145,18 @@ def test_moving_mask_compares_with_the_first_frame():
         quality.moving_mask(real / 255)
 
 
-def test_psnr_moving_pools_the_error_of_moving_pixels():
+def test_the_error_of_moving_pixels():
     real = moving_square()
     rendered = real.copy()
     rendered[0] += 90  # the given frame does not count
     rendered[1:, 8:] += 90  # nor what rests
-    assert quality.psnr_moving(rendered, real) == quality.MAX_PSNR
+    assert quality.moving_error(rendered, real) == (0.0, 12)
     rendered[1, 0, :4] += 51  # 4 of 12 moving pixels, all channels
     assert quality.moving_error(rendered, real) == (pytest.approx(4 * 0.04), 12)
-    assert quality.psnr_moving(rendered, real) == pytest.approx(-10 * math.log10(0.04 / 3))
-    assert quality.psnr_moving(rendered[:2], real) == pytest.approx(-10 * math.log10(0.04))  # cut to the shorter
+    assert quality.moving_error(rendered[:2], real) == (pytest.approx(4 * 0.04), 4)  # cut to the shorter
     copy = np.repeat(real[:1], 3, axis=0)  # only one of three channels is wrong, by 100 levels
-    assert quality.psnr_moving(copy, real) == pytest.approx(-10 * math.log10((100 / 255) ** 2 / 3))
-    assert math.isnan(quality.psnr_moving(grey(5, 5), grey(5, 5)))
+    assert quality.moving_error(copy, real) == (pytest.approx(12 * (100 / 255) ** 2 / 3), 12)
+    assert quality.moving_error(grey(5, 5), grey(5, 5)) == (0.0, 0)
 
 
 def test_align():

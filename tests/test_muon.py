@@ -11,11 +11,14 @@ def test_orthogonal_of_known_matrices():
     torch.manual_seed(0)
     for rows, columns in ((5, 5), (3, 9), (9, 3)):
         u, _, vt = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
-        found = u.T @ orthogonal(u @ torch.diag(torch.linspace(0.2, 3, min(rows, columns))) @ vt) @ vt.T
+        given = u @ torch.diag(torch.linspace(0.2, 3, min(rows, columns))) @ vt
+        both = orthogonal(torch.stack([given, -5 * given]))
+        assert torch.allclose(both[1], -both[0], atol=1e-5), "of each by itself, whatever its length"
+        found = u.T @ both[0] @ vt.T
         values = found.diag()
         assert 0.6 < values.min() and values.max() < 1.3
         assert torch.allclose(found, torch.diag(values), atol=1e-5)  # the same directions
-    assert torch.equal(orthogonal(torch.zeros(2, 3)), torch.zeros(2, 3))
+    assert torch.equal(orthogonal(torch.zeros(1, 2, 3)), torch.zeros(1, 2, 3))
 
 
 def test_first_step_is_the_learning_rate_along_the_gradient():
@@ -25,6 +28,23 @@ def test_first_step_is_the_learning_rate_along_the_gradient():
     muon.step()
     moved = torch.eye(4) - weight.detach()
     assert torch.allclose(moved, torch.eye(4) * moved[0, 0]) and 0.06 < moved[0, 0] < 0.13
+
+
+def test_matrices_of_one_shape_move_as_each_would_alone():
+    def moved(*weights: nn.Parameter) -> list[torch.Tensor]:
+        muon = Muon(weights, lr=0.1)
+        for step in range(3):  # the momentum is each one's own
+            for number, weight in enumerate(weights):
+                draw = torch.Generator().manual_seed(10 * number + step)
+                weight.grad = torch.randn(weight.shape, generator=draw)
+            muon.step()
+        return [weight.detach() for weight in weights]
+
+    one, kernel = nn.Parameter(torch.zeros(4, 18)), nn.Parameter(torch.zeros(4, 2, 3, 3))
+    both = moved(one, kernel)
+    alone = moved(nn.Parameter(torch.zeros(4, 18)))[0]
+    assert torch.allclose(both[0], alone, atol=1e-6) and alone.abs().min() > 0
+    assert not torch.equal(both[1].flatten(1), both[0])
 
 
 def test_kernels_move_as_matrices_and_decay():

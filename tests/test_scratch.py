@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +88,43 @@ def test_clear_keeps_other_fingerprints(tmp_path, monkeypatch):
     scratch.clear(other)
     assert not (tmp_path / "s").exists()
     scratch.clear(other)  # nothing there: nothing to do
+
+
+RUN = """
+from vw2.scratch import clear, scratch_dir
+path = scratch_dir("clip", "1")
+print(sorted(file.name for file in path.iterdir()), flush=True)
+(path / "state").write_text("x")
+if input() == "ends":
+    clear(path)
+"""
+
+
+@pytest.mark.parametrize("end, left", [("ends", "[]"), ("is stopped", "['state']")])
+def test_a_second_run_of_the_same_waits_for_the_first(tmp_path, monkeypatch, end, left):
+    monkeypatch.setenv("VW2_SCRATCH", str(tmp_path))
+    monkeypatch.delenv("RANK", raising=False)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    start = lambda said: subprocess.Popen([sys.executable, "-c", RUN], **pipes, stderr=said.open("w"))  # noqa: E731
+    runs = [start(tmp_path / "one")]
+    try:
+        assert runs[0].stdout.readline() == "[]\n"
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UserError, match="another run is at work in .*clip.1; start this one when"):
+            scratch.scratch_dir("clip", "1")
+        monkeypatch.delenv("WORLD_SIZE")
+        runs.append(start(tmp_path / "other"))
+        deadline = time.monotonic() + 60
+        while "another run of clip" not in (tmp_path / "other").read_text():
+            assert time.monotonic() < deadline and runs[1].poll() is None
+            time.sleep(0.05)
+        runs[0].communicate(f"{end}\n", 60)
+        found, _ = runs[1].communicate("ends\n", 60)
+        assert found == f"{left}\n", "what a finished run cleared, and a stopped one left"
+    finally:
+        for each in runs:
+            each.kill()
+    assert not (tmp_path / "clip").exists()
 
 
 def test_atomic_file_appears_whole(tmp_path):

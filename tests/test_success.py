@@ -103,14 +103,6 @@ def test_accuracy_is_by_video():
     assert success.accuracy(labels, labels, videos, seed=0) == wilson(2, 2)
 
 
-def test_class_report():
-    labels, pred = [0, 0, 0, 1, 1], [0, 0, 1, 1, success.UNCLEAR]
-    report = success.class_report(pred, labels, ["a", "b", "c"])
-    assert report["a"] == {"sensitivity": pytest.approx(2 / 3), "specificity": 1.0, "n": 3}
-    assert report["b"] == {"sensitivity": 0.5, "specificity": pytest.approx(2 / 3), "n": 2}
-    assert report["c"] == {"sensitivity": None, "specificity": 1.0, "n": 0}
-
-
 def test_expected_calibration_error():
     sure = np.tile([0.8, 0.2], (10, 1))
     assert success.expected_calibration_error(sure, [0] * 8 + [1] * 2) == pytest.approx(0.0, abs=1e-12)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vw2.console import UserError
+from vw2.console import UserError, say
 
 PARTIAL = ".partial"  # marks what is being written: .clips.partial, .index.partial.parquet
 IGNORED = ("__pycache__",)
@@ -76,20 +76,58 @@ def scratch_dir(stage: str, print_: str) -> Path:
     """The (created) directory for work in progress of `stage` under the fingerprint `print_`.
 
     It lies below $VW2_SCRATCH, else $DVC_ROOT/.vw2 (in queued and temporary runs DVC_ROOT is the real workspace, so
-    the work outlives the temporary one), else ./.vw2.
+    the work outlives the temporary one), else ./.vw2. Where another run of the same on this machine has it (dvc queue
+    start -j 2), this one waits for that one's end.
     """
     if os.environ.get("VW2_SCRATCH"):
         base = Path(os.environ["VW2_SCRATCH"])
     else:
         base = Path(os.environ.get("DVC_ROOT") or ".") / ".vw2"
     path = base / stage / print_
+    if os.environ.get("RANK", "0") == "0":  # of the processes of one run the first holds it for all
+        _hold(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+_held: dict[Path, int] = {}  # directories that this process holds, as open files, until it clears them or ends
+
+
+def _hold(path: Path) -> None:
+    """Wait until no other process of this machine holds a directory, which is then made anew if it was cleared."""
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:  # Windows
+        return
+    place = path.absolute()
+    if place in _held:
+        os.close(_held.pop(place))
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                flock(handle, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the others of this run would not wait
+                    raise UserError(f"another run is at work in {path}; start this one when that has ended") from None
+                say(f"another run of {path.parent.name} with the same parameters is at work; waiting for its end")
+                flock(handle, LOCK_EX)
+            except OSError:  # a file system without locks
+                return
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                _held[place] = handle
+                return
+        except (FileNotFoundError, FileExistsError):  # cleared by its last holder at this very moment
+            if path.is_file():
+                raise
 
 
 def clear(path: Path) -> None:
     """Remove a scratch directory after success, and its stage's directory if nothing else is in it."""
     shutil.rmtree(path, ignore_errors=True)
+    if (place := path.absolute()) in _held:
+        os.close(_held.pop(place))
     try:
         path.parent.rmdir()
     except OSError:  # another fingerprint still has work there

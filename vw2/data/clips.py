@@ -93,16 +93,6 @@ def resample(
         j += 1
 
 
-def clip_count(frames: int, clip_frames: int) -> int:
-    """Clips that cover F frames when neighbours share one: the last may be padded."""
-    return max(1, math.ceil((frames - 1) / (clip_frames - 1)))
-
-
-def valid_frames(frames: int, clip_frames: int, clip: int) -> int:
-    """Real frames in clip number `clip` of a video of F frames; the rest of T is padding."""
-    return min(clip_frames, frames - clip * (clip_frames - 1))
-
-
 def cut_video(path: Path, config: ClipConfig, source_fps: float, variable: bool, sar: float, target: Path) -> int:
     """Resample and resize one video into a raw uint8 file of F x H x W x 3 bytes, written whole or not at all.
 

@@ -1,4 +1,5 @@
 """Many independent jobs in worker processes that can be killed: a file that hangs or crashes a decoder costs one job.
+A worker that the system kills costs none, at first: its job is done again.
 
 Workers are spawned, so a result depends on its job alone and never on the number of workers. Results that are JSON can
 be remembered in a scratch directory: an interrupted run continues job by job.
@@ -12,6 +13,7 @@ import pickle
 import signal
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from vw2 import params as parameters
 from vw2.console import UserError
 from vw2.scratch import atomic_file
 
@@ -26,10 +29,24 @@ READY, DONE, RAISED = "ready", "done", "raised"
 
 
 @dataclass(frozen=True)
+class RuntimeConfig:
+    """Group `runtime` of params.yaml."""
+
+    workers: int
+
+    def __post_init__(self):
+        if self.workers < 1:
+            raise ValueError(f"runtime.workers must be at least 1, got {self.workers}; use the number of cores")
+
+
+@dataclass(frozen=True)
 class Failure:
     """A job whose worker had to be killed or died; `reason` completes the sentence "the file ..."."""
 
     reason: str
+
+
+KILLED = Failure("takes more memory than there is, most likely: the system killed its worker twice")
 
 
 def _limit_memory(gib: float) -> None:
@@ -112,28 +129,34 @@ def run_jobs(
         workers: number of processes.
         seconds: wall-clock limit of a job; a worker beyond it is killed.
         memory_gib: memory a worker may allocate, GiB.
-    Yields: (name, result) in order of completion; the result is a Failure where the worker hung or died.
-    Raises: what `function` raises.
+    Yields: (name, result) in order of completion; the result is a Failure where the worker hung or died, KILLED where
+        it was killed from outside twice.
+    Raises: what `function` raises; UserError if workers are killed before they begin.
     """
     if workers < 1:
         raise ValueError(f"runtime.workers must be at least 1, got {workers}")
-    todo = iter(jobs.items())
-    pending = next(todo, None)
+    todo = deque(jobs.items())
     crew: list[_Worker] = []
+    again: set[str | None] = set()  # jobs whose worker was killed, which says little of the job
     try:
-        while pending is not None or any(worker.job is not None for worker in crew):
-            while pending is not None and len(crew) < min(workers, len(jobs)):
+        while todo or any(worker.job is not None for worker in crew):
+            while todo and len(crew) < min(workers, len(jobs)):
                 crew.append(_Worker(function, memory_gib))
             for worker in list(crew):
-                if worker.ready and pending is not None:
-                    worker.start(*pending, seconds)
-                    pending = next(todo, None)
+                if worker.ready and todo:
+                    worker.start(*todo.popleft(), seconds)
             for worker, result in _next_results(crew):
                 name, worker.job = worker.job, None
                 if isinstance(result, Failure):
                     crew.remove(worker)
                     worker.stop()
-                yield name, result
+                if result is KILLED and name not in again:
+                    again.add(name)
+                    todo.extendleft([(name, jobs[name])] if name is not None else [])
+                elif name is None:
+                    raise UserError(f"a worker process {result.reason} before it began; free some memory")
+                else:
+                    yield name, result
     finally:
         for worker in crew:
             worker.stop()
@@ -151,10 +174,11 @@ def _next_results(crew: list[_Worker]) -> list[tuple[_Worker, Any]]:
                 kind, value = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                if worker.job is None:  # died before its first job: the set-up is broken, not a file
-                    raise RuntimeError(f"a worker process ended with code {worker.process.exitcode} at start") from None
                 code = worker.process.exitcode
-                results.append((worker, Failure(f"crashes the decoder (exit code {code})")))
+                killed = code == -signal.SIGKILL
+                if worker.job is None and not killed:  # died before its first job: the set-up is broken, not a file
+                    raise RuntimeError(f"a worker process ended with code {code} at start") from None
+                results.append((worker, KILLED if killed else Failure(f"crashes the decoder (exit code {code})")))
                 continue
             if kind == RAISED:
                 raise value
@@ -189,16 +213,6 @@ def run_resumable(
         yield name, result
 
 
-def worker_count(runtime: Mapping[str, Any] | None) -> int:
-    """The number of worker processes from the group `runtime` of params.yaml, which may be empty; 1 if not given.
-
-    Raises: UserError if it is not a whole number from 1 on.
-    """
-    if runtime is None:
-        return 1
-    if not isinstance(runtime, Mapping):
-        raise UserError(f"runtime: expected a group of keys, got {runtime!r}; copy it from the committed params.yaml")
-    workers = runtime.get("workers", 1)
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise UserError(f"runtime.workers: expected a whole number from 1 on, got {workers!r}")
-    return workers
+def worker_count(runtime: Any) -> int:
+    """The number of worker processes from the group `runtime` of params.yaml. Raises: UserError naming a wrong key."""
+    return parameters.build(RuntimeConfig, runtime, "runtime").workers

@@ -53,6 +53,16 @@ class Run:
     offset: int  # frame in the shard
 
 
+def clip_count(frames: int, clip_frames: int) -> int:
+    """Clips that cover F frames when neighbours share one: the last may be padded."""
+    return max(1, math.ceil((frames - 1) / (clip_frames - 1)))
+
+
+def valid_frames(frames: int, clip_frames: int, clip: int) -> int:
+    """Real frames in clip number `clip` of a video of F frames; the rest of T is padding."""
+    return min(clip_frames, frames - clip * (clip_frames - 1))
+
+
 def plan_shards(lengths: Mapping[str, int], clip_frames: int, capacity: int) -> list[list[Run]]:
     """Lay videos out in shards of at most `capacity` frames, in the given order.
 
@@ -66,7 +76,7 @@ def plan_shards(lengths: Mapping[str, int], clip_frames: int, capacity: int) -> 
     shards: list[list[Run]] = [[]]
     used = 0
     for video, frames in lengths.items():
-        left, first = max(1, math.ceil((frames - 1) / step)), 0
+        left, first = clip_count(frames, clip_frames), 0
         if used and used + left * step + 1 > capacity:  # a video stays in one shard if it fits in any
             shards.append([])
             used = 0
@@ -118,7 +128,7 @@ def write_shards(
                 frame = begin + run.first * step
                 _copy_run(out, digest, file, frame, run.clips * step + 1, begin + frames, size)
                 for clip in range(run.clips):
-                    valid = min(clip_frames, frames - (run.first + clip) * step)
+                    valid = valid_frames(frames, clip_frames, run.first + clip)
                     offset = run.offset + clip * step
                     start = begin + (run.first + clip) * step
                     place = (number, offset, valid, segment, start)
@@ -229,6 +239,10 @@ class ClipStore:
         chosen = np.linspace(0, ends[-1] - 1, count).round().astype(int)
         places = np.searchsorted(ends, chosen, side="right")
         return np.stack([parts[place][frame - ends[place]] for place, frame in zip(places, chosen, strict=True)])
+
+    def whole_length(self, video: str) -> int:
+        """Frames of the whole clips that hold a video, padding included. Raises: KeyError for an unknown id."""
+        return 1 + self._rows[video][1] * (self.clip_frames - 1)
 
     @property
     def at_once(self) -> int:

@@ -37,6 +37,7 @@ RESULTS = {
     "lpips_untrained": pl.Float64,
     "length": pl.Int32,  # frames
     "real_length": pl.Int32,
+    "whole_length": pl.Int32,  # of the whole clips that hold the real video: a rollout ends with a clip
     "hand_px": pl.Float64,  # mean distance from the true hand, pixels of a picture 64 wide
     "hand_frames": pl.Int32,
     "angle_degrees": pl.Float64,  # mean distance from the true fold angle
@@ -90,7 +91,7 @@ def own_figures(part: pl.DataFrame, seed: int) -> dict[str, Estimate]:
     judged = part.filter(pl.col("done").is_not_null())
     for task in sorted(judged["task"].unique()):
         found[f"tasks.{task}"] = _rate(judged.filter(pl.col("task") == task), seed)
-    gap = (pl.col("length") - pl.col("real_length")).abs()
+    gap = (pl.col("length") - pl.col("whole_length")).abs()
     lengths = part.with_columns(pl.col("length", "real_length").cast(pl.Float64), gap=gap.cast(pl.Float64))
     for key, column in (("rollout", "length"), ("real", "real_length"), ("error", "gap")):
         found |= _means(lengths, {f"length.{key}": column}, seed)

@@ -91,15 +91,6 @@ def moving_error(rendered: ArrayLike, real: ArrayLike, threshold: float = MOVING
     return float(error.sum()), int(count.sum())
 
 
-def psnr_moving(rendered: ArrayLike, real: ArrayLike, threshold: float = MOVING_THRESHOLD) -> float:
-    """PSNR over moving pixels, the error pooled over all frames but the first (our choice; see `moving_error`).
-
-    Returns: dB, at most MAX_PSNR; NaN if nothing moves, so that the caller leaves the clip out.
-    """
-    error, pixels = moving_error(rendered, real, threshold)
-    return float(psnr_of(error / pixels)) if pixels else float("nan")
-
-
 def ssim(a: ArrayLike, b: ArrayLike, value_range: Range = None) -> np.ndarray:
     """Structural similarity of each frame (Wang et al. 2004, eq. 13): 11-tap Gaussian, sigma 1.5, K 0.01 and 0.03.
 

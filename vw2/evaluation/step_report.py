@@ -38,7 +38,8 @@ def frame_figures(said: dict[str, np.ndarray], labels: np.ndarray, rows: pl.Data
         rows: truth of the frames.
         side: of the picture in pixels, the unit of the hand's error.
     Returns: accuracy, chance (always the most frequent class), ece, environment.<name>, task.<name>,
-        hand_error (pixels), hand_visible (share right), angle_error (degrees, while a flap moves).
+        sensitivity.<class> (share of its frames that are found), specificity.<class> (share of the others' frames that
+        are left alone), hand_error (pixels), hand_visible (share right), angle_error (degrees, while a flap moves).
     Raises: ValueError if no frame has a class.
     """
     known = labels != IGNORED
@@ -54,6 +55,11 @@ def frame_figures(said: dict[str, np.ndarray], labels: np.ndarray, rows: pl.Data
         for name in np.unique(names):
             own = names == name
             figures[f"{group}.{name}"] = accuracy(classes[own], right[own], videos[known][own], seed)
+    for number, name in enumerate(CLASSES):
+        own, said_so = right == number, classes == number
+        for key, hits, among in (("sensitivity", said_so, own), ("specificity", ~said_so, ~own)):
+            if own.any() and among.any():
+                figures[f"{key}.{name}"] = success_interval(hits[among], videos[known][among], seed)
     visible = rows["hand_visible"].to_numpy()
     figures["hand_visible"] = success_interval((said["visible"] > 0.5) == visible, videos, seed)
     if visible.any():

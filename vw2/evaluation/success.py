@@ -138,25 +138,6 @@ def accuracy(pred: ArrayLike, labels: ArrayLike, videos: ArrayLike, seed: int) -
     return success_interval(pred == labels, videos, seed)
 
 
-def class_report(pred: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
-    """Sensitivity and specificity of every class.
-
-    Args:    pred: (M,) int in [-1, C); labels: (M,) int in [0, C); names: the C classes.
-    Returns: name -> {"sensitivity": share of the class's frames that are found, "specificity": share of the others'
-             frames that are left alone, "n": frames of the class}; None where there is no such frame.
-    """
-    pred, labels = _pairs(pred, labels)
-    report: dict[str, dict[str, float | int | None]] = {}
-    for number, name in enumerate(names):
-        own, said = labels == number, pred == number
-        report[name] = {
-            "sensitivity": float(said[own].mean()) if own.any() else None,
-            "specificity": float(1 - said[~own].mean()) if (~own).any() else None,
-            "n": int(own.sum()),
-        }
-    return report
-
-
 def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> dict[str, np.ndarray]:
     """Reliability curve: how often a stated confidence is right (Guo et al. 2017, sec. 2).
 

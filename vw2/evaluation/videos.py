@@ -64,13 +64,17 @@ class Case:
     frames: np.ndarray  # (F, H, W, 3) uint8
     hand: np.ndarray  # (F, 2) x, y in [0, 1] of the picture
     angle: np.ndarray  # (F,) degrees in (0, 180)
+    length: int  # frames of the whole clips that hold the video: as a rollout ends with a clip, what it should have
 
 
-def make_case(video: str, task: str, frames: np.ndarray, truth: pl.DataFrame, source_fps: float, fps: float) -> Case:
+def make_case(
+    video: str, task: str, frames: np.ndarray, length: int, truth: pl.DataFrame, source_fps: float, fps: float
+) -> Case:
     """Join a real video, cut at `fps`, with its ground truth, one row per frame at `source_fps`.
 
     Args:
         frames: (F, H, W, 3) uint8.
+        length: frames of the whole clips that hold it.
         truth: rows of this video from data/truth.parquet; none if there is no ground truth.
     """
     hand, angle = np.full((len(frames), 2), np.nan), np.full(len(frames), np.nan)
@@ -83,7 +87,7 @@ def make_case(video: str, task: str, frames: np.ndarray, truth: pl.DataFrame, so
         hand[here] = np.where(visible[:, None], truth.select("hand_x", "hand_y").to_numpy()[there], np.nan)
         turned = truth["fold_angle"].to_numpy()[there]
         angle[here] = np.where(turned > 0, turned, np.nan)  # a flap is in the air at every angle but 0
-    return Case(video, task, frames, hand, angle)
+    return Case(video, task, frames, hand, angle, length)
 
 
 def look(classifier: Classifier, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -157,9 +161,10 @@ def judge_video(
         frames: (F, H, W, 3) uint8, the size of the case's; the case's own frames for the ceiling, without quality.
         classifier: None where there were no labels to train it on: quality alone.
         timed: the video keeps the real one's time, so that its pose can be held against the truth.
-    Returns: length, real_length; steps, done, final; psnr, ssim, lpips; hand_px, angle_degrees and their frames.
+    Returns: length, real_length, whole_length; steps, done, final; psnr, ssim, lpips; hand_px, angle_degrees and their
+        frames.
     """
-    row: dict = {"length": len(frames), "real_length": len(case.frames)}
+    row: dict = {"length": len(frames), "real_length": len(case.frames), "whole_length": case.length}
     if frames is not case.frames:
         row |= quality_of(frames, case, perceptual, config.lpips_every)
     if classifier is not None:

@@ -35,7 +35,7 @@ def recolour(video: Tensor, keys: Iterable[Iterable[int]], config: ColourConfig,
     Args:
         video: (B, 3, T, H, W) in [-1, 1].
         keys: of each video, some integers >= 0.
-    Returns: like `video`, in [-1, 1]; `video` itself if no share of the videos is to be changed.
+    Returns: like `video`, what is changed clamped to [-1, 1]; `video` itself if no share is to be changed.
     """
     if config.share == 0:
         return video
@@ -45,11 +45,12 @@ def recolour(video: Tensor, keys: Iterable[Iterable[int]], config: ColourConfig,
     mix = colour_mix(
         turn * math.pi * config.hue, 1 + saturation * config.saturation, 1 + contrast * config.contrast, swap < 0.5
     )
-    changed = luck < config.share
-    mix = torch.where(changed.view(-1, 1, 1), mix, torch.eye(3))
-    light = brightness * config.brightness * changed
-    mixed = torch.einsum("bij,bjthw->bithw", mix.to(video.device), video)
-    return (mixed + light.to(video.device).view(-1, 1, 1, 1, 1)).clamp(-1, 1)
+    chosen, mix, light = (
+        each[luck < config.share].to(video.device)  # the others, most of them, are not even read
+        for each in (torch.arange(len(luck)), mix, brightness * config.brightness)
+    )
+    mixed = torch.einsum("bij,bjthw->bithw", mix, video[chosen]) + light.view(-1, 1, 1, 1, 1)
+    return video.index_copy(0, chosen, mixed.clamp(-1, 1))
 
 
 def colour_mix(angle: Tensor, saturation: Tensor, contrast: Tensor, swap: Tensor) -> Tensor:

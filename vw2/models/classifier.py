@@ -62,6 +62,8 @@ class ClassifierConfig:
     angle_weight: float = 1.0  # half turns
 
     def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"classifier.model.size must be at least 1, got {self.size}; raise it")
         if self.backbone.kind == "dinov2" and self.size % 14:
             near = max(1, round(self.size / 14)) * 14
             raise ValueError(f"classifier.model.size must be a multiple of 14 for dinov2, got {self.size}; try {near}")

@@ -107,10 +107,9 @@ def warp(frame: Tensor, flow: Tensor) -> Tensor:
     Returns: (B, 3, T, H, W).
     """
     (height, width), frames = frame.shape[-2:], flow.shape[2]
-    down, right = (
-        (2 * torch.arange(side, device=flow.device, dtype=flow.dtype) + 1) / side - 1 for side in (height, width)
-    )
+    exact = torch.promote_types(frame.dtype, torch.float32)  # bfloat16 is too coarse for places from 256 pixels on
+    down, right = ((2 * torch.arange(side, device=flow.device, dtype=exact) + 1) / side - 1 for side in (height, width))
     here = torch.stack(torch.broadcast_tensors(right, down[:, None]), dim=-1)  # grid_sample's: sides from -1 to 1
     source = (here + 2 * flow.permute(0, 2, 3, 4, 1)).flatten(1, 2)  # the frames one below the other: one tall picture
-    moved = grid_sample(frame[:, :, 0], source.to(frame.dtype), padding_mode="border", align_corners=False)
-    return moved.unflatten(2, (frames, height))
+    moved = grid_sample(frame[:, :, 0].to(exact), source.to(exact), padding_mode="border", align_corners=False)
+    return moved.to(frame.dtype).unflatten(2, (frames, height))

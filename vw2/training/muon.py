@@ -14,34 +14,43 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular v
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def newton_schulz(left: Tensor, inner: Tensor | None, steps: int) -> Tensor:
-    """Steps of the quintic towards the orthogonal factor of X = `left`, or of an X whose X X^T is left inner left^T."""
+def polynomial(gram: Tensor) -> Tensor:
+    """P = a + b G + c G^2 of G = X X^T, (n, rows, rows): P X is nearer to the orthogonal factor of X than X is."""
     a, b, c = COEFFICIENTS
+    found = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    found.diagonal(dim1=1, dim2=2).add_(a)
+    return found
+
+
+def newton_schulz(x: Tensor, steps: int) -> Tensor:
+    """`steps` times X <- P X, of (n, rows, columns)."""
     for _ in range(steps):
-        gram = left @ left.T if inner is None else left @ inner @ left.T
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        left = torch.addmm(left, polynomial, left, beta=a)
-    return left
+        x = polynomial(x @ x.mT) @ x
+    return x
 
 
-def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of a matrix U S V^T, by Newton-Schulz iteration: singular values end between 0.7 and 1.2.
+def newton_schulz_wide(x: Tensor, steps: int) -> Tensor:
+    """The same, the small polynomials multiplied with each other first and X last: half of the work where X is wide."""
+    gram = x @ x.mT
+    product = p = polynomial(gram)
+    for _ in range(steps - 1):
+        gram = p @ gram @ p  # of P X, as P is symmetric
+        p = polynomial(gram)
+        product = p @ product
+    return product @ x
 
-    A step multiplies from the left by a polynomial of X X^T. Where X is wide these small squares are multiplied with
-    each other first and with X last: half of the work.
 
-    Args:    matrix: (rows, columns).
-    Returns: like `matrix`; zero for a zero matrix.
+def orthogonal(given: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of every matrix U S V^T, by Newton-Schulz iteration: singular values end between 0.7 and 1.2.
+
+    Args:    given: (n, rows, columns).
+    Returns: like `given`; zero for a zero matrix.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
-    rows, columns = x.shape
-    if columns >= 2 * rows:
-        x = newton_schulz(torch.eye(rows, dtype=x.dtype, device=x.device), x @ x.T, steps) @ x
-    else:
-        x = newton_schulz(x, None, steps)
-    return x.T if tall else x
+    tall = given.shape[1] > given.shape[2]
+    x = given.mT if tall else given
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (newton_schulz_wide if x.shape[2] >= 2 * x.shape[1] else newton_schulz)(x, steps)
+    return x.mT if tall else x
 
 
 def matrices(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -66,16 +75,24 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[tuple[int, int], list[nn.Parameter]] = {}  # small products are dear one by one
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._move(weight, **{key: group[key] for key in ("lr", "momentum", "weight_decay")})
+                    alike.setdefault(tuple(weight.flatten(1).shape), []).append(weight)
+            for weights in alike.values():
+                self._move(weights, **{key: group[key] for key in ("lr", "momentum", "weight_decay")})
 
-    def _move(self, weight: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
-        state = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        past = state["momentum"].mul_(momentum).add_(weight.grad)
-        update = orthogonal((weight.grad + momentum * past).flatten(1))
-        rows, columns = update.shape
-        weight.mul_(1 - lr * weight_decay)
-        weight.add_(update.view_as(weight), alpha=-lr * max(1, rows / columns) ** 0.5)
+    def _move(self, weights: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        """One step of weights that are matrices of one shape."""
+        pushed = []
+        for weight in weights:
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            past = state["momentum"].mul_(momentum).add_(weight.grad)
+            pushed.append((weight.grad + momentum * past).flatten(1))
+        updates = orthogonal(torch.stack(pushed))
+        rows, columns = updates.shape[1:]
+        for weight, update in zip(weights, updates, strict=True):
+            weight.mul_(1 - lr * weight_decay)
+            weight.add_(update.view_as(weight), alpha=-lr * max(1, rows / columns) ** 0.5)

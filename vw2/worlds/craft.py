@@ -1,7 +1,8 @@
 """The craft world: the five Video-CraftBench tasks rendered with ground truth (our miniature of the paper's benchmark).
 
 `render_video(config, split, index)` is a pure function of its arguments: the same bytes on every call. Dynamics,
-appearance and nuisance are drawn from three independent streams, so the same video exists at every nuisance level.
+appearance and nuisance are drawn from three independent streams, so what is done in a video is the same at every
+nuisance level; how much clutter lies about is part of the appearance, which is another at each.
 Splits: train and fail use the train appearance families; test and probe (nuisance 0) use the test families.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from vw2.console import progress
+from vw2.console import UserError, progress
 from vw2.data.manifest import Entry, Refused, content_hash
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
@@ -79,12 +79,12 @@ def entries(
         work: scratch directory; videos and truth are left in its folders `videos` and `truth`.
         workers: processes; the files are the same for any number.
         render: an importable function (tests put a faster one here).
-    Raises: what the renderer raises; RuntimeError if a worker dies.
+    Raises: what the renderer raises; UserError if a worker dies (twice, if it was killed).
     """
     jobs = {f"{split}_{index:05d}": CraftJob(config, split, index, work, render) for split, index in craft.plan(config)}
     with progress(share(len(jobs)), "render videos") as bar:
         for name, record in run_shared(make_video, jobs, work / "entries", workers=workers):
             if isinstance(record, Failure):
-                raise RuntimeError(f"rendering {name}: the worker process {record.reason}")
+                raise UserError(f"rendering {name} {record.reason}; start again, what is done is kept")
             yield from_record(record)
             bar.advance()
