@@ -19,7 +19,7 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, run, table
+from vw2.console import UserError, console, run, say, table
 from vw2.data import manifest
 from vw2.data.codes import CodeStore, read_codes
 from vw2.data.shards import ClipStore
@@ -124,6 +124,9 @@ def main(
     data, test = gather("train"), gather("test")
     if data is None:
         raise UserError(f"{place.codes} holds no video of split train of ar.sources; give some videos that split")
+    most = config.model.max_clips
+    if long := sum(len(codes[video]) > most for video in data.videos):
+        say(f"{long} of {len(data)} videos have more than {most} clips (ar.model.max_clips) and are cut there")
     torch.manual_seed(seed)
     model = ARTransformer(config.model, shape, inputs_of(data)).to(accelerator.device)
     weights = sum(p.numel() for p in model.parameters())

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from inspect import signature
+from typing import get_args, get_type_hints
 
 import vw2.torchvision_ops  # noqa: F401
 
@@ -15,7 +16,7 @@ from tiny_models import clip, draw, tiny_config, wake
 
 from vw2.console import UserError
 from vw2.models import backends, hub, spread
-from vw2.models.adapt import AdaptConfig
+from vw2.models.adapt import AdaptConfig, start_vdm
 from vw2.models.attention import ATTENTION, KVCache, Layout
 from vw2.models.backends import (
     BACKENDS,
@@ -287,13 +288,12 @@ def test_causal_over_code_steps(pair, step):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("way", ["dense", "slices"])
+@pytest.mark.parametrize("way", sorted(ATTENTION))
 @pytest.mark.parametrize("step", range(STEPS))
 def test_causal_with_projection_and_control(pair, way, step):
     """Bit for bit, of all that a joint step computes: codes, hint and noise of step k reach frames after k alone."""
     torch.manual_seed(1)
-    own = {} if isinstance(pair.vdm, WanVDM) else {"own_time": True}
-    dldm = DLDM(tiny_config(attention=way, control=ControlConfig(2, 0.5, "mlp", **own)), pair).eval()
+    dldm = DLDM(tiny_config(attention=way, control=ControlConfig(2, 0.5, "mlp", own_time=True)), pair).eval()
     for part in (dldm.control, dldm.projection):
         wake(part)
     known = state(pair)
@@ -316,6 +316,25 @@ def test_sampler_keeps_the_first_frame(pair):
     velocity = lambda x, t: pair.vdm(x, t, known["first"], known["context"])  # noqa: E731
     made = sample(velocity, known["noisy"], known["first"], steps=2, shift=1.0)
     assert torch.equal(made[:, :, :1], known["first"]) and made.isfinite().all()
+
+
+@pytest.mark.parametrize("train", get_args(get_type_hints(AdaptConfig)["train"]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_mode_teaches_the_vdm_what_it_promises(kind, train, folders):
+    pair = load_backend(*folders[kind])
+    before = {name: value.clone() for name, value in pair.vdm.state_dict().items()}
+    start_vdm(pair, AdaptConfig(train, rank=2))
+    kept = [torch.equal(value, before[name]) for name, value in pair.vdm.state_dict().items() if name in before]
+    assert all(kept) == (train != "random"), "random alone forgets what was pretrained"
+    wake(pair.vdm)  # a fresh VDM's last layer is zero, and so are LoRA's second matrices
+    pair.vdm(**state(pair)).square().sum().backward()
+    taught = {name for name, p in pair.vdm.named_parameters() if p.grad is not None and p.grad.any()}
+    adapters = {name for name, _ in pair.vdm.named_parameters() if ".lora_" in name}
+    assert bool(adapters) == (train == "lora")
+    if train in ("frozen", "lora"):
+        assert taught == adapters
+    else:  # the token of no codes is not asked for here
+        assert taught >= {name for name, _ in pair.vdm.named_parameters()} - {"null"}
 
 
 def test_dldm_learns_on_every_back_end(pair):

@@ -113,6 +113,21 @@ def test_codes_of_all_videos(monkeypatch):
     assert (PLACE.codes / "codes.parquet").read_bytes() == before
 
 
+def test_videos_that_are_cut_are_told(monkeypatch, tmp_path, capsys):
+    def enough(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(train_ar, "train", enough)
+    short = PARAMS | {"ar": PARAMS["ar"] | {"model": PARAMS["ar"]["model"] | {"max_clips": 2}}}
+    with (tmp_path / "params.yaml").open("w") as stream:
+        YAML().dump(short, stream)
+    for file, told in ((tmp_path / "params.yaml", True), ("params.yaml", False)):
+        with pytest.raises(InterruptedError):
+            train_ar.main(file, "plain_ldm")
+        said = "1 of 3 videos have more than 2 clips (ar.model.max_clips) and are cut there"
+        assert (said in capsys.readouterr().err) == told
+
+
 def test_written_codes_are_checked(tmp_path):
     clips = pl.DataFrame({"video": ["b", "a"], "split": ["train"] * 2, "clip": [0, 0]})
     codes = np.arange(12).reshape(2, 2, 3)

@@ -48,3 +48,25 @@ def test_sentence_of_the_state():
     assert f"{own - copy:.1f} dB closer to the real one" in text and f"{own - other:.1f} dB closer than" in text
     for key, prefix in (("step_3", ""), ("step_3", "controls.shuffled_codes."), ("step_7", "")):
         assert f"{100 * figure('evaluate', f'{prefix}paper.{key}'):.0f} %" in text, f"{prefix}{key}"
+
+
+STEPS = [f"paper.step_{k}" for k in range(1, 8)]
+CONTROLS = ("ground_truth", "ground_truth_codes", "shuffled_codes", "random_codes", "copy_first_frame")
+JUDGED = [*STEPS, *BLOCKS, "quality.ssim", "quality.psnr", "quality.lpips_untrained"]
+JUDGED += [f"controls.{name}.{key}" for name in CONTROLS for key in (*STEPS, *BLOCKS)]
+RENDERED = ["render.psnr", "render.psnr_other_codes", "render.psnr_copy", "codes.entropy_bits", "codes.used"]
+CONTRACT = {  # keys by which runs are compared by machine
+    "evaluate": JUDGED,
+    "plain_ldm/evaluate": JUDGED,
+    "train_classifier": ["accuracy"],
+    "train_dldm": [*RENDERED, "codes.changed_fraction"],
+    "plain_ldm/train_dldm": [*RENDERED, "codes.changed_fraction"],
+}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_contract_of_metrics(name):
+    assert [key for key in CONTRACT[name] if not isinstance(figure(name, key), int | float)] == []
+    for key in CONTRACT[name]:
+        detail = figure(f"detail/{name}", key)
+        assert set(detail) == {"value", "low", "high", "n"} and detail["value"] == figure(name, key), key

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from vw2.data.shards import ClipStore
 from vw2.interop.checkpoints import export_weights, write_checkpoint
 from vw2.interop.keys_tokenizer import TOKENIZER
 from vw2.media.resize import to_model
-from vw2.models.backends import random_cosmos
+from vw2.models.backends import random_cosmos, random_wan
 from vw2.models.causal3d import FrameNorm
 from vw2.models.cosmos import CosmosConfig
 from vw2.models.dldm import DLDM, JointBatch
@@ -308,6 +309,18 @@ def test_the_whole_release():
     assert count(dldm) == count(dldm.ldm, dldm.vdm, dldm.control), "and nothing else"
     codes = torch.empty(1, 23, 4, 4, device="meta")
     assert dldm.tokens(codes).shape == (1, 92, 1024)
+
+
+def test_the_whole_wan():
+    """The weights that its preset speaks of."""
+    chosen = preset("wan")
+    with torch.device("meta"):
+        dldm = DLDM(chosen, random_wan())
+    count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters())  # noqa: E731
+    assert count(dldm) == count(dldm.ldm, dldm.vdm, dldm.control, dldm.projection), "and nothing else"
+    assert dldm.tokens(torch.empty(1, 23, 4, 4, device="meta")).shape == (1, 92, 4096)
+    (said,) = re.findall(r"([\d.]+) B trained parameters", (ROOT / "presets/wan.yaml").read_text())
+    assert f"{sum(p.numel() for p in dldm.parameters() if p.requires_grad) / 1e9:.1f}" == said
 
 
 def test_the_whole_paper():

@@ -284,9 +284,13 @@ def test_windows_share_their_borders():
         assert len(parts) == math.ceil(steps / 5) and max(w.frames.stop - w.frames.start for w in parts) <= 21
 
 
+PARTS = {"frames": {}, "causal": causal_settings(connector=0), "connector": causal_settings(connector=12)}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("frames, steps, drawn", [(2, 1, 1), (9, 2, 1), (49, 12, 1), (93, 23, 1), (177, 44, 2)])
-def test_every_clip_length_of_the_paper_runs(frames, steps, drawn):
-    config = fit(tiny_config(max_steps=64, projection=ProjectionConfig(width=16, max_steps=23)), frames)
+def test_every_clip_length_of_the_paper_runs(frames, steps, drawn, parts):
+    config = fit(tiny_config(max_steps=64, projection=ProjectionConfig(width=16, max_steps=23), **parts), frames)
     prior = tiny_prior()
     dldm, batch = wake(DLDM(config, prior), 2), pair_batch(frames)
     assert len(dldm.windows(steps)) == drawn
