@@ -16,7 +16,7 @@ from tiny_models import clip, draw, tiny_config, wake
 
 from vw2.console import UserError
 from vw2.models import backends, hub, spread
-from vw2.models.adapt import AdaptConfig, start_vdm
+from vw2.models.adapt import AdaptConfig, adapt_vdm, start_vdm
 from vw2.models.attention import ATTENTION, KVCache, Layout
 from vw2.models.backends import (
     BACKENDS,
@@ -323,11 +323,15 @@ def test_sampler_keeps_the_first_frame(pair):
 def test_each_mode_teaches_the_vdm_what_it_promises(kind, train, folders):
     pair = load_backend(*folders[kind])
     before = {name: value.clone() for name, value in pair.vdm.state_dict().items()}
-    start_vdm(pair, AdaptConfig(train, rank=2))
+    start_vdm(pair, AdaptConfig(train))
     kept = [torch.equal(value, before[name]) for name, value in pair.vdm.state_dict().items() if name in before]
     assert all(kept) == (train != "random"), "random alone forgets what was pretrained"
+    adapt_vdm(pair.vdm, AdaptConfig(train, rank=2))
     wake(pair.vdm)  # a fresh VDM's last layer is zero, and so are LoRA's second matrices
-    pair.vdm(**state(pair)).square().sum().backward()
+    known = state(pair)
+    known["context"].requires_grad_()  # what codes learn from, in every mode
+    pair.vdm(**known).square().sum().backward()
+    assert known["context"].grad.any()
     taught = {name for name, p in pair.vdm.named_parameters() if p.grad is not None and p.grad.any()}
     adapters = {name for name, _ in pair.vdm.named_parameters() if ".lora_" in name}
     assert bool(adapters) == (train == "lora")
