@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from params_text import as_dvc_writes
 from ruamel.yaml import YAML
 
 from vw2.closure import direct_imports, import_closure
@@ -326,10 +327,7 @@ def _set_by_dvc(text: str, folder: Path) -> list[str]:
     file.write_text(text, encoding="utf-8")
     apply_overrides(file, ["seed=987654321"])
 
-    def lines(content: str) -> list[str]:
-        return [re.sub(r"\s+#", " #", re.sub(r":\s+null\b", ":", line)) for line in content.splitlines()]
-
-    before, after = lines(text), lines(file.read_text(encoding="utf-8"))
+    before, after = as_dvc_writes(text), as_dvc_writes(file.read_text(encoding="utf-8"))
     return [line for line in difflib.ndiff(before, after) if line[0] in "+-" and not re.match(r"..seed:", line)]
 
 

@@ -14,6 +14,7 @@ from tiny_models import (
     STEPS,
     clip,
     draw,
+    taught,
     tiny_batch,
     tiny_config,
     tiny_dldm,
@@ -56,11 +57,6 @@ def moving(batch: int = 4, side: int = SIDE) -> torch.Tensor:
 
 def indices(batch: int = 2, seed: int = 0, codebook: int = 1000) -> torch.Tensor:
     return torch.randint(0, codebook, (batch, STEPS, QUERIES), generator=generator(seed))
-
-
-def taught(module: torch.nn.Module) -> set[str]:
-    """Names of the parameters that got a gradient other than zero."""
-    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
 
 # ---------------------------------------------------------------- shapes and losses

@@ -11,6 +11,8 @@ from tiny_models import (
     causal_settings,
     clip,
     draw,
+    names,
+    taught,
     tiny_batch,
     tiny_config,
     tiny_dldm,
@@ -48,15 +50,6 @@ def pair_batch(frames: int, batch: int = 2) -> JointBatch:
     """What the joint stage eats, for clips of T frames."""
     video = clip(batch, frames)
     return JointBatch(video, video[:, :, :1])
-
-
-def taught(module: torch.nn.Module) -> set[str]:
-    """Names of the parameters that got a gradient other than zero."""
-    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-
-
-def names(module: torch.nn.Module) -> set[str]:
-    return {name for name, _ in module.named_parameters()}
 
 
 # ---------------------------------------------------------------- the VDM: random, frozen, lora, full

@@ -47,6 +47,16 @@ def wake(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
     return module
 
 
+def taught(module: nn.Module) -> set[str]:
+    """Names of the parameters that got a gradient other than zero."""
+    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+
+
+def names(module: nn.Module) -> set[str]:
+    """Names of all parameters."""
+    return {name for name, _ in module.named_parameters()}
+
+
 def tiny_ldm(**changes) -> LDM:
     torch.manual_seed(0)
     return wake(LDM(LDMConfig(**SMALL | changes))).eval()
