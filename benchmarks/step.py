@@ -13,7 +13,6 @@ import typer
 from accelerate import Accelerator
 
 from benchmarks.plan import GIB, values_of
-from stages.train_dldm import JointConfig
 from vw2.console import run, table, track
 from vw2.models.backends import BackendConfig, random_cosmos, random_mini, random_wan
 from vw2.models.cosmos import CosmosConfig
@@ -25,6 +24,7 @@ from vw2.params import build
 from vw2.provenance import peak_memory_gib
 from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.fit import fit
+from vw2.training.joint import JointConfig
 from vw2.training.run import Group, LongOptimConfig, optimizers
 
 # a back end's networks at true size, random

@@ -114,8 +114,8 @@ def main(
 
     def case_of(video: str) -> Case:
         row, frames = about[video], store.video(video)
-        whole = row["width"] * store.height == row["height"] * store.width  # else the crop has moved the hand
-        rows = truth.filter((pl.col("video") == video) & whole)
+        uncropped = row["width"] * store.height == row["height"] * store.width  # else the crop has moved the hand
+        rows = truth.filter((pl.col("video") == video) & uncropped)
         return make_case(video, row["task"], frames, store.whole_length(video), rows, row["fps"], store.fps)
 
     rows: list[dict] = []

@@ -33,6 +33,7 @@ OUT = Path("report")
 PER_TASK = 2  # failures shown of each task
 TASKS = 8  # most tasks on the sheet: own folders may have many
 STAGES = ("evaluate", "train_dldm", "warmup_dldm", "extract_codes", "train_ar", "train_classifier") + (
+    "pretrain_vdm",
     "pretrain_ldm",
     "pretrain_prior",
     "clip",
@@ -48,6 +49,7 @@ PICTURES = {
     "train_dldm": "Clips of unseen appearance: real, coarse, rendered with their own and with another video's codes.",
     "warmup_dldm": "After the warm-up: real clips and what the coarse decoder makes of their codes.",
     "train_dldm_codes": "Health of the codes: entropy of each step, and of each digit of each query.",
+    "pretrain_vdm": "The same clips: real, coarse, and drawn from noise by the VDM that codes alone tell what moves.",
     "pretrain_ldm": "Purposeless clips kept out of pretraining: real, coarse, with own and with another clip's codes.",
     "pretrain_prior": "The frozen prior: real clips, their reconstruction, and samples from the first frame alone.",
     "ingest": "The videos: one of each task.",

@@ -1,7 +1,7 @@
 """Train the dLDM jointly: codes learn from the denoising loss of the pretrained VDM (VideoWorld 2, sec. 3 and 5.5).
 
-In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup, data/prior; params groups seed, compute,
-     prior, dldm, train_dldm, gates.
+In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup, data/prior, data/pretrained_vdm; params groups
+     seed, compute, prior, dldm, pretrain_vdm (what the VDM must have been taught with), train_dldm, gates.
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
      plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance),
      plots/train_dldm_codes.png (entropy by step and by digit).
@@ -12,10 +12,9 @@ stopped.
 Tiny run: python -m stages.preset smoke && dvc repro train_dldm
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import typer
 
 from vw2 import params as parameters
@@ -23,83 +22,36 @@ from vw2.closure import import_closure
 from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
-from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
 from vw2.files import read_json, read_table
-from vw2.media.colours import recolour
-from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
 from vw2.models.backends import check_guardrail, check_size, guardrail_of
 from vw2.models.begin import begin_joint
-from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.renderer import save_dldm
 from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training import judge
-from vw2.training.carried import Carried
-from vw2.training.compute import ComputeConfig, generator, start
+from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
-from vw2.training.parallel import leave_to_first, rank_key, shared_walks
-from vw2.training.run import Group, LongOptimConfig, Run
-from vw2.training.watch import Look, watch
+from vw2.training.joint import JointConfig, train
+from vw2.training.listen import PretrainVDMConfig, check_taught
+from vw2.training.parallel import leave_to_first, shared_walks
+from vw2.training.watch import watch
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
 MANIFEST = Path("data/manifest.parquet")
 WARMUP = Path("data/warmup")
 PRIOR = Path("data/prior")
+TAUGHT = Path("data/pretrained_vdm")
 OUT = Path("data/dldm")
 LOGS = Path("plots/train_dldm")
 PLOT = Path("plots/train_dldm.png")
 CODES_PLOT = Path("plots/train_dldm_codes.png")
 ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class JointConfig:
-    """Group `train_dldm` of params.yaml."""
-
-    optim: LongOptimConfig
-    clip_vdm_alone: bool  # optim.clip holds for the VDM's gradient alone (release)
-    encoder_factor: float  # learning rate of encoder and queries, as a factor on optim.lr
-    listen_steps: int  # steps in which the VDM learns to listen before the codes may move
-    sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
-
-    def __post_init__(self):
-        if self.encoder_factor < 0 or self.listen_steps < 0:
-            got = f"{self.encoder_factor} and {self.listen_steps}"
-            raise ValueError(f"encoder_factor and listen_steps must be at least 0, got {got}; change them")
-
-
-def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path, look: Look) -> Run:
-    """The joint loop, with a look before every step.
-
-    Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning.
-    """
-    ldm, every = dldm.ldm, not config.clip_vdm_alone
-    groups = [Group(module, config.encoder_factor, config.listen_steps, every) for module in (ldm.encoder, ldm.query)]
-    listeners = (ldm.decoder, ldm.connector, dldm.projection, dldm.control)
-    groups += [*(Group(module, clipped=every) for module in listeners if module is not None), Group(dldm.vdm)]
-    carried = Carried(walks, dldm.config.drawn_share, seed).to(accelerator.device)
-    work = Run(accelerator, [*groups, Group(carried, own=True)], config.optim, folder, "train the dLDM")
-    dldm.train()
-    ldm.spread.eval()
-    for step in work:
-        look(step)
-        rng = generator(seed, 7, step, *rank_key(accelerator))
-        for walked, share in walks[step].parts(config.optim.micro_batch):
-            video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
-            video = recolour(video, walked.keys, dldm.config.colours, seed)
-            batch = JointBatch(video, carried.first(walked, video, step))
-            with accelerator.autocast():
-                loss, logs, end = dldm(batch, vae, rng)
-            carried.keep(walked, end)
-            work.add(loss, logs, share)
-        work.finish()
-    return work
 
 
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
@@ -109,6 +61,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     store = ClipStore(CLIPS)
     dldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(JointConfig, values["train_dldm"], "train_dldm")
+    taught = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     levels = dldm_config.ldm.resolved()
@@ -116,18 +69,23 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     table("train_dldm", {**asdict(dldm_config), "levels": levels, **asdict(config)})
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
     chosen |= {"processes": accelerator.num_processes}
+    chosen |= {"taught": taught.use}
+    if taught.use:
+        check_taught(TAUGHT, taught, dldm_config.backend.kind)
     if dldm_config.backend.kind == "mini":
         made = read_json(PRIOR / "config.json")["record"]
         check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
     sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files]
+    inputs += [TAUGHT] if taught.use else []
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     truth, about = read_table(TRUTH), manifest.read(MANIFEST)
     rows = store.train_rows(sources)
     walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
     with runtime("train_dldm"):
         check_guardrail(dldm_config.backend)  # a missing one is told before the training
-        renderer = begin_joint(dldm_config, WARMUP, PRIOR).place(accelerator.device, accelerator.autocast)
+        renderer = begin_joint(dldm_config, WARMUP, PRIOR, TAUGHT if taught.use else None)
+        renderer.place(accelerator.device, accelerator.autocast)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)
         judged = judge.pick_clips(store, "train", 2, seed, sources)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.train_dldm import JointConfig
 from vw2.console import UserError
 from vw2.files import read_json, read_table
 from vw2.models.pretrained import read_weights
 from vw2.models.prior import PriorModelConfig
+from vw2.training.joint import JointConfig
 from vw2.training.judge import pick_unseen
 from vw2.training.prior import PretrainConfig, render_corpus
 from vw2.training.run import LongOptimConfig, OptimConfig

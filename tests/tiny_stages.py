@@ -18,6 +18,7 @@ OPTIM = {"steps": 2, "batch": 2, "warmup": 0, "save_every": 1}
 SMALL = {
     "compute": {"threads": 1},
     "pretrain_ldm": {"use": False},
+    "pretrain_vdm": {"use": False},
     "gates": {"enabled": False},
     "dldm": {
         "queries": 2,

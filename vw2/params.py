@@ -25,6 +25,7 @@ Config = TypeVar("Config")
 
 SEEDS = 2**32  # scikit-learn takes no others
 GROUPS = ("seed", "runtime", "compute", "craft", "ingest", "splits", "clip", "prior", "dldm", "pretrain_ldm") + (
+    "pretrain_vdm",
     "gates",
     "warmup_dldm",
     "train_dldm",

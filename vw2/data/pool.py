@@ -45,6 +45,10 @@ class Failure:
 
     reason: str
 
+    def error(self, doing: str) -> UserError:
+        """For whoever cannot do without the job."""
+        return UserError(f"{doing} {self.reason}; start again, what is done is kept")
+
 
 KILLED = Failure("takes more memory than there is, most likely: the system killed its worker twice")
 
@@ -126,15 +130,13 @@ def run_jobs(
     Args:
         function: importable by name (it is sent to spawned processes), as are the jobs and results.
         jobs: name -> job.
-        workers: number of processes.
+        workers: number of processes, >= 1.
         seconds: wall-clock limit of a job; a worker beyond it is killed.
         memory_gib: memory a worker may allocate, GiB.
     Yields: (name, result) in order of completion; the result is a Failure where the worker hung or died, KILLED where
         it was killed from outside twice.
     Raises: what `function` raises; UserError if workers are killed before they begin.
     """
-    if workers < 1:
-        raise ValueError(f"runtime.workers must be at least 1, got {workers}")
     todo = deque(jobs.items())
     crew: list[_Worker] = []
     again: set[str | None] = set()  # jobs whose worker was killed, which says little of the job

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vw2.console import UserError, refusals
+from vw2.console import UserError, console, refusals
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
 from vw2.models.dldm import DLDM
@@ -14,6 +16,14 @@ from vw2.models.ldm import LDMConfig
 from vw2.models.ldm_files import read_ldm_config
 from vw2.models.pretrained import load_whole, read_safetensors, take_over
 from vw2.models.renderer import DLDMRenderer
+
+VDM_PARTS = ("vdm", "projection")  # what of a dLDM stages.pretrain_vdm teaches and keeps
+
+
+def save_part(dldm: DLDM, part: str, folder: Path, dtype: torch.dtype) -> None:
+    """Write the weights of one of VDM_PARTS to <folder>/<part>.safetensors."""
+    weights = getattr(dldm, part).state_dict()
+    save_file({key: value.to(dtype).contiguous() for key, value in weights.items()}, folder / f"{part}.safetensors")
 
 
 def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
@@ -65,21 +75,29 @@ def read_tokens(file: Path, most: int, width: int) -> Tensor:
     return pad(weights[0], (0, 0, 0, most - shape[0]))
 
 
-def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path) -> DLDMRenderer:
+def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path | None = None) -> DLDMRenderer:
     """The dLDM with warm LDM and pretrained VDM (or a random one, `dldm.vdm.train`).
 
     Args:
         warm: folder of the LDM of the warm-up.
         prior_folder: of the mini prior.
+        taught: folder of a VDM of that prior and a projection that have learned to read codes; what does not fit, and
+            all where the VDM is to learn from random weights, stays as it is.
     Raises: UserError if the LDM that `config` asks for is another one, or the control branch's weights or the tokens of
         `dldm.guidance_against` do not fit.
     """
     with refusals():
         check_precision(config)
     prior = load_backend(config.backend, prior_folder)
+    taught = None if config.vdm.train == "random" else taught
+    left = [] if taught is None else take_over(prior.vdm, taught / "vdm.safetensors")
     start_vdm(prior, config.vdm)
     with refusals():  # settings that this VDM does not allow
         dldm = DLDM(config, prior)
+    if taught is not None and dldm.projection is not None:
+        left += take_over(dldm.projection, taught / "projection.safetensors")
+    if left:
+        console.print(f"{len(left)} weights of VDM and projection do not fit those in {taught}, {left[0]} among them")
     check_same_codes(read_ldm_config(warm), config, warm)
     if left := take_over(dldm.ldm, warm / "ldm.safetensors"):
         raise UserError(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vw2.console import UserError, progress
+from vw2.console import progress
 from vw2.data.pool import Failure, run_resumable
 from vw2.data.shards import ClipStore, write_shards
 from vw2.scratch import atomic_dir, atomic_file, clear
@@ -42,7 +42,7 @@ def corpus(craft: CraftConfig, first: int, clips: int, frames: int, folder: Path
         with progress(clips, "render the corpus") as bar:
             for name, result in run_resumable(render, jobs, folder / "records", workers=workers):
                 if isinstance(result, Failure):
-                    raise UserError(f"rendering {name} {result.reason}; start again, what is done is kept")
+                    raise result.error(f"rendering {name}")
                 bar.advance()
         config = {"frames": frames, "height": craft.resolution, "width": craft.resolution, "fps": craft.fps}
         with atomic_dir(folder / "clips") as temporary:

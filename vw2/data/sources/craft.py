@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from vw2.console import UserError, progress
+from vw2.console import progress
 from vw2.data.manifest import Entry, Refused, content_hash
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
@@ -85,6 +85,6 @@ def entries(
     with progress(share(len(jobs)), "render videos") as bar:
         for name, record in run_shared(make_video, jobs, work / "entries", workers=workers):
             if isinstance(record, Failure):
-                raise UserError(f"rendering {name} {record.reason}; start again, what is done is kept")
+                raise record.error(f"rendering {name}")
             yield from_record(record)
             bar.advance()

@@ -1,0 +1,101 @@
+"""Teach the prior's VDM to read codes on purposeless craft clips of the train appearance (frozen stage).
+
+The LDM of pretrain_ldm gives the codes and stands still; there is no control branch, so that they alone tell the VDM
+what moves. The joint stage begins with this VDM and its projection (`pretrain_vdm.use`), as the codes of the warm-up
+go on from those of pretrain_ldm.
+
+In:  data/prior, data/pretrained; params groups seed, compute, craft (its size), prior (how many clips it saw, their
+     length), dldm, pretrain_ldm (how many clips a round of it saw), pretrain_vdm. The corpus is rendered: purposeless
+     clips that neither prior nor LDM has seen.
+Out: data/pretrained_vdm/{vdm,projection}.safetensors (bf16, <= 20 MB), record.json, training.tsv,
+     metrics/pretrain_vdm.json (the loss before, with own and with another clip's codes), plots/pretrain_vdm.png (real,
+     the LDM's coarse video, drawn from noise with own and with another clip's codes).
+Time and memory at the committed sizes: half an hour on two cores, 3 GiB. The stage is frozen in dvc.yaml, its output
+committed; `dvc repro -f pretrain_vdm` makes it anew. Interrupted runs go on where they stopped; as it runs for long,
+work in progress is found again by its parameters alone, whatever happened to the code in between.
+Tiny run: python -m stages.preset smoke && python -m stages.pretrain_vdm
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import polars as pl
+import torch
+import typer
+
+from vw2 import params as parameters
+from vw2.console import run, table
+from vw2.data.pool import worker_count
+from vw2.data.walks import Walks
+from vw2.media.sheet import write_sheet
+from vw2.models.begin import VDM_PARTS, begin_joint, save_part
+from vw2.models.dldm_config import DLDMConfig
+from vw2.provenance import runtime, write_metrics
+from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+from vw2.training.compute import ComputeConfig, start
+from vw2.training.corpus import corpus
+from vw2.training.fit import fit
+from vw2.training.judge import judge_denoising, judge_rendering
+from vw2.training.listen import RECORD, PretrainVDMConfig, from_codes_alone, teach
+from vw2.worlds.craft import CraftConfig
+
+PRIOR = Path("data/prior")
+PRETRAINED = Path("data/pretrained")
+OUT = Path("data/pretrained_vdm")
+PLOT = Path("plots/pretrain_vdm.png")
+HELD_OUT = 64  # clips that no training step sees, those of pretrain_ldm
+ROUNDS = 20  # clips of so many rounds of pretrain_ldm are left to it
+FIGURES = ("denoise.own", "denoise.other_tokens", "denoise.rise_tokens")  # without a branch the others are the same
+WALKS = 77  # added to the seed: its clips come in an order of its own
+
+
+def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
+    """Teach the VDM to read codes on purposeless clips (frozen stage; half an hour, resumable)."""
+    values = parameters.load(params)
+    seed = values["seed"]
+    craft = parameters.build(CraftConfig, values["craft"], "craft", seed=seed)
+    frames, seen = (parameters.leaf(values, f"prior.{key}", int) for key in ("frames", "clips"))
+    dldm_config = from_codes_alone(fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames))
+    config = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
+    compute = parameters.build(ComputeConfig, values["compute"], "compute")
+    first = seen + HELD_OUT + ROUNDS * parameters.leaf(values, "pretrain_ldm.clips", int)
+    table("pretrain_vdm", {**asdict(dldm_config), **asdict(config)})
+    accelerator = start(compute, seed)
+    chosen = {
+        "seed": seed,
+        "craft": (craft.resolution, craft.fps),
+        "clips": (frames, seen, first),
+        "dldm": asdict(dldm_config),
+        "pretrain_vdm": config.record(),
+        "compute": asdict(compute),
+    }
+    folder = scratch_dir("pretrain_vdm", fingerprint(chosen, [PRIOR, PRETRAINED], []))
+    workers = worker_count(values["runtime"])
+    with runtime("pretrain_vdm"):
+        store = corpus(craft, first, config.clips, frames, folder / "corpus", workers)
+        held_out = corpus(craft, seen, HELD_OUT, frames, folder / "held_out", workers)
+        rows = list(range(HELD_OUT))
+        renderer = begin_joint(dldm_config, PRETRAINED, PRIOR).place(accelerator.device, accelerator.autocast)
+        dldm, vae = renderer.dldm, renderer.prior.vae
+        before = judge_denoising(dldm.eval(), vae, held_out, rows, seed)
+        walks = Walks(store, range(len(store)), seed + WALKS, config.optim.batch)
+        work = teach(accelerator, dldm, vae, walks, config.optim, seed, folder / "training")
+        with atomic_dir(OUT) as temporary:
+            for part in VDM_PARTS:
+                save_part(dldm, part, temporary, torch.bfloat16)
+            pl.DataFrame(work.history).write_csv(temporary / "training.tsv", separator="\t", float_precision=5)
+            (temporary / RECORD).write_text(json.dumps(config.record(), indent=2) + "\n")
+        # judged as it is saved
+        renderer = begin_joint(dldm_config, PRETRAINED, PRIOR, OUT).place(accelerator.device, accelerator.autocast)
+        renderer.eval()
+        after = judge_denoising(renderer.dldm, vae, held_out, rows, seed)
+        figures = {"denoise.before": before["denoise.own"]} | {key: after[key] for key in FIGURES}
+        rendered, sheet = judge_rendering(renderer, held_out, rows, seed)
+        write_sheet(PLOT, sheet)
+    write_metrics("pretrain_vdm", figures | rendered, seed=seed, n=HELD_OUT)
+    clear(folder)
+
+
+if __name__ == "__main__":
+    run(main)
