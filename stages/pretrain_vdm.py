@@ -4,16 +4,16 @@ The LDM of pretrain_ldm gives the codes and stands still; there is no control br
 what moves. The joint stage begins with this VDM and its projection (`pretrain_vdm.use`), as the codes of the warm-up
 go on from those of pretrain_ldm.
 
-In:  data/prior, data/pretrained; params groups seed, compute, craft (its size), prior (how many clips it saw, their
-     length), dldm, pretrain_ldm (how many clips a round of it saw), pretrain_vdm. The corpus is rendered: purposeless
-     clips that neither prior nor LDM has seen.
-Out: data/pretrained_vdm/{vdm,projection}.safetensors (bf16, <= 20 MB), record.json, training.tsv,
-     metrics/pretrain_vdm.json (the loss before, with own and with another clip's codes), plots/pretrain_vdm.png (real,
-     the LDM's coarse video, drawn from noise with own and with another clip's codes).
+In:  data/prior, data/pretrained; params groups seed, compute, craft (its size), prior and pretrain_ldm (as these were
+     made), dldm, pretrain_vdm. The corpus is rendered: purposeless clips that neither prior nor LDM has seen.
+Out: data/pretrained_vdm/{vdm,projection}.safetensors (bf16, <= 20 MB), record.json (parameters, and hashes of the
+     weights it was made from), training.tsv, metrics/pretrain_vdm.json (the loss before, with own and with another
+     clip's codes), plots/pretrain_vdm.png (real, the LDM's coarse video, drawn from noise with own and with another
+     clip's codes).
 Time and memory at the committed sizes: half an hour on two cores, 3 GiB. The stage is frozen in dvc.yaml, its output
 committed; `dvc repro -f pretrain_vdm` makes it anew. Interrupted runs go on where they stopped; as it runs for long,
 work in progress is found again by its parameters alone, whatever happened to the code in between.
-Tiny run: python -m stages.preset smoke && python -m stages.pretrain_vdm
+Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm && python -m stages.pretrain_vdm
 """
 
 import json
@@ -21,23 +21,25 @@ from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
-import torch
 import typer
 
 from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.walks import Walks
+from vw2.files import read_json
 from vw2.media.sheet import write_sheet
-from vw2.models.begin import VDM_PARTS, begin_joint, save_part
+from vw2.models.begin import begin_joint
 from vw2.models.dldm_config import DLDMConfig
-from vw2.provenance import runtime, write_metrics
+from vw2.models.taught import save_taught
+from vw2.provenance import check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
 from vw2.training.fit import fit
 from vw2.training.judge import judge_denoising, judge_rendering
 from vw2.training.listen import RECORD, PretrainVDMConfig, from_codes_alone, teach
+from vw2.training.rounds import PretrainLDMConfig, check_made
 from vw2.worlds.craft import CraftConfig
 
 PRIOR = Path("data/prior")
@@ -58,8 +60,12 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     frames, seen = (parameters.leaf(values, f"prior.{key}", int) for key in ("frames", "clips"))
     dldm_config = from_codes_alone(fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames))
     config = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
+    pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    first = seen + HELD_OUT + ROUNDS * parameters.leaf(values, "pretrain_ldm.clips", int)
+    made = read_json(PRIOR / "config.json")["record"]
+    check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
+    check_made(PRETRAINED, pretrained)
+    first = seen + HELD_OUT + ROUNDS * pretrained.clips
     table("pretrain_vdm", {**asdict(dldm_config), **asdict(config)})
     accelerator = start(compute, seed)
     chosen = {
@@ -67,10 +73,10 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "craft": (craft.resolution, craft.fps),
         "clips": (frames, seen, first),
         "dldm": asdict(dldm_config),
-        "pretrain_vdm": config.record(),
+        "pretrain_vdm": config.record(PRIOR, PRETRAINED),
         "compute": asdict(compute),
     }
-    folder = scratch_dir("pretrain_vdm", fingerprint(chosen, [PRIOR, PRETRAINED], []))
+    folder = scratch_dir("pretrain_vdm", fingerprint(chosen, [], []))
     workers = worker_count(values["runtime"])
     with runtime("pretrain_vdm"):
         store = corpus(craft, first, config.clips, frames, folder / "corpus", workers)
@@ -82,14 +88,13 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         walks = Walks(store, range(len(store)), seed + WALKS, config.optim.batch)
         work = teach(accelerator, dldm, vae, walks, config.optim, seed, folder / "training")
         with atomic_dir(OUT) as temporary:
-            for part in VDM_PARTS:
-                save_part(dldm, part, temporary, torch.bfloat16)
+            save_taught(dldm, temporary)
             pl.DataFrame(work.history).write_csv(temporary / "training.tsv", separator="\t", float_precision=5)
-            (temporary / RECORD).write_text(json.dumps(config.record(), indent=2) + "\n")
+            (temporary / RECORD).write_text(json.dumps(config.record(PRIOR, PRETRAINED), indent=2) + "\n")
         # judged as it is saved
         renderer = begin_joint(dldm_config, PRETRAINED, PRIOR, OUT).place(accelerator.device, accelerator.autocast)
         renderer.eval()
-        after = judge_denoising(renderer.dldm, vae, held_out, rows, seed)
+        after = judge_denoising(renderer.dldm, renderer.prior.vae, held_out, rows, seed)
         figures = {"denoise.before": before["denoise.own"]} | {key: after[key] for key in FIGURES}
         rendered, sheet = judge_rendering(renderer, held_out, rows, seed)
         write_sheet(PLOT, sheet)

@@ -1,7 +1,8 @@
 """Train the dLDM jointly: codes learn from the denoising loss of the pretrained VDM (VideoWorld 2, sec. 3 and 5.5).
 
-In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup, data/prior, data/pretrained_vdm; params groups
-     seed, compute, prior, dldm, pretrain_vdm (what the VDM must have been taught with), train_dldm, gates.
+In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup, data/prior, data/pretrained,
+     data/pretrained_vdm; params groups seed, compute, prior, dldm, pretrain_ldm (its use), pretrain_vdm, train_dldm,
+     gates.
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
      plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance),
      plots/train_dldm_codes.png (entropy by step and by digit).
@@ -46,6 +47,7 @@ TRUTH = Path("data/truth.parquet")
 MANIFEST = Path("data/manifest.parquet")
 WARMUP = Path("data/warmup")
 PRIOR = Path("data/prior")
+PRETRAINED = Path("data/pretrained")
 TAUGHT = Path("data/pretrained_vdm")
 OUT = Path("data/dldm")
 LOGS = Path("plots/train_dldm")
@@ -61,7 +63,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     store = ClipStore(CLIPS)
     dldm_config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), store.clip_frames)
     config = parameters.build(JointConfig, values["train_dldm"], "train_dldm")
-    taught = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
+    pretrained = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
     gates = parameters.build(GatesConfig, values["gates"], "gates")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     levels = dldm_config.ldm.resolved()
@@ -69,22 +71,23 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     table("train_dldm", {**asdict(dldm_config), "levels": levels, **asdict(config)})
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
     chosen |= {"processes": accelerator.num_processes}
-    chosen |= {"taught": taught.use}
-    if taught.use:
-        check_taught(TAUGHT, taught, dldm_config.backend.kind)
     if dldm_config.backend.kind == "mini":
         made = read_json(PRIOR / "config.json")["record"]
         check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
+    taught = TAUGHT if pretrained.use and dldm_config.vdm.train != "random" else None
+    if taught is not None:
+        begun = parameters.leaf(values, "pretrain_ldm.use", bool)
+        check_taught(taught, pretrained, dldm_config, begun, PRIOR, PRETRAINED)
     sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files]
-    inputs += [TAUGHT] if taught.use else []
+    inputs += [] if taught is None else [taught]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     truth, about = read_table(TRUTH), manifest.read(MANIFEST)
     rows = store.train_rows(sources)
     walks = shared_walks(accelerator, store, rows, seed, config.optim.batch, "train_dldm.optim.batch")
     with runtime("train_dldm"):
         check_guardrail(dldm_config.backend)  # a missing one is told before the training
-        renderer = begin_joint(dldm_config, WARMUP, PRIOR, TAUGHT if taught.use else None)
+        renderer = begin_joint(dldm_config, WARMUP, PRIOR, taught)
         renderer.place(accelerator.device, accelerator.autocast)
         dldm, vae = renderer.dldm, renderer.prior.vae
         check_size(renderer.prior, store.height, store.width)

@@ -137,6 +137,8 @@ def run_jobs(
         it was killed from outside twice.
     Raises: what `function` raises; UserError if workers are killed before they begin.
     """
+    if workers < 1:
+        raise ValueError(f"runtime.workers must be at least 1, got {workers}")
     todo = deque(jobs.items())
     crew: list[_Worker] = []
     again: set[str | None] = set()  # jobs whose worker was killed, which says little of the job

@@ -1,13 +1,11 @@
-"""What the joint stage begins with: a warm LDM, and the VDM of a back end."""
+"""What the joint stage, and the teaching before it, begin with: an LDM, and the VDM of a back end."""
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vw2.console import UserError, console, refusals
+from vw2.console import UserError, refusals
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
 from vw2.models.dldm import DLDM
@@ -16,14 +14,7 @@ from vw2.models.ldm import LDMConfig
 from vw2.models.ldm_files import read_ldm_config
 from vw2.models.pretrained import load_whole, read_safetensors, take_over
 from vw2.models.renderer import DLDMRenderer
-
-VDM_PARTS = ("vdm", "projection")  # what of a dLDM stages.pretrain_vdm teaches and keeps
-
-
-def save_part(dldm: DLDM, part: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write the weights of one of VDM_PARTS to <folder>/<part>.safetensors."""
-    weights = getattr(dldm, part).state_dict()
-    save_file({key: value.to(dtype).contiguous() for key, value in weights.items()}, folder / f"{part}.safetensors")
+from vw2.models.taught import take_projection, take_vdm
 
 
 def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
@@ -44,7 +35,7 @@ def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
         if theirs[key] != value:
             raise UserError(
                 f"dldm.{key} is {value} but the LDM in {folder} was made with {theirs[key]}; put the key back, "
-                "or make the weights anew (dvc repro warmup_dldm)"
+                "or make the weights anew"
             )
 
 
@@ -79,30 +70,28 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path
     """The dLDM with warm LDM and pretrained VDM (or a random one, `dldm.vdm.train`).
 
     Args:
-        warm: folder of the LDM of the warm-up.
+        warm: folder of the LDM of the warm-up (or of its pretraining).
         prior_folder: of the mini prior.
-        taught: folder of a VDM of that prior and a projection that have learned to read codes; what does not fit, and
-            all where the VDM is to learn from random weights, stays as it is.
-    Raises: UserError if the LDM that `config` asks for is another one, or the control branch's weights or the tokens of
-        `dldm.guidance_against` do not fit.
+        taught: folder of its VDM and of a projection that have learned to read codes (vw2.models.taught), to begin with
+            instead; None: with the prior's own and a random one.
+    Raises: UserError if the LDM that `config` asks for is another one, or the VDM that was taught, the control branch's
+        weights or the tokens of `dldm.guidance_against` do not fit.
     """
     with refusals():
         check_precision(config)
     prior = load_backend(config.backend, prior_folder)
-    taught = None if config.vdm.train == "random" else taught
-    left = [] if taught is None else take_over(prior.vdm, taught / "vdm.safetensors")
+    if taught is not None:
+        take_vdm(prior.vdm, taught)
     start_vdm(prior, config.vdm)
     with refusals():  # settings that this VDM does not allow
         dldm = DLDM(config, prior)
-    if taught is not None and dldm.projection is not None:
-        left += take_over(dldm.projection, taught / "projection.safetensors")
-    if left:
-        console.print(f"{len(left)} weights of VDM and projection do not fit those in {taught}, {left[0]} among them")
+    if taught is not None:
+        take_projection(dldm.projection, taught)
     check_same_codes(read_ldm_config(warm), config, warm)
     if left := take_over(dldm.ldm, warm / "ldm.safetensors"):
         raise UserError(
             f"{len(left)} weights of the LDM that the group dldm asks for are not in {warm}, {left[0]} among them; "
-            "put the group back as it was, or make the weights anew (dvc repro warmup_dldm)"
+            "put the group back as it was, or make the weights anew"
         )
     if config.control.weights is not None:
         load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")

@@ -98,8 +98,8 @@ def broken_gates(
     if None not in (told, gates.token_margin) and not told > gates.token_margin:
         yield (
             f"the VDM ignores the codes: other codes beside the same coarse video raise its loss by {told:.2%}, more "
-            f"than {gates.token_margin:.2%} expected (gates.token_margin); see {sheet}, train longer or raise "
-            "train_dldm.listen_steps"
+            f"than {gates.token_margin:.2%} expected (gates.token_margin); see {sheet}, begin with a VDM that reads "
+            "codes (pretrain_vdm.use), train longer, or let it go on with null"
         )
     if "render.psnr_other_codes" in figures:
         margin = _value(figures, "render.psnr") - _value(figures, "render.psnr_other_codes")

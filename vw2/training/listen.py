@@ -19,10 +19,13 @@ from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ranges import at_least
 from vw2.models.timeline import fill
 from vw2.provenance import check_record
+from vw2.scratch import fingerprint
 from vw2.training.compute import generator
+from vw2.training.rounds import WEIGHTS
 from vw2.training.run import Group, OptimConfig, Run
 
 RECORD = "record.json"
+ADVICE = "dvc repro -f pretrain_vdm"
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,56 @@ class PretrainVDMConfig:
     def __post_init__(self):
         at_least("pretrain_vdm", self, clips=1)
 
-    def record(self) -> dict:
-        """What is kept beside the weights, to be compared with params.yaml."""
-        return {key: value for key, value in asdict(self).items() if key != "use"}
+    def record(self, prior: Path, ldm: Path) -> dict:
+        """What is kept beside the weights: the parameters, and which weights they were made from."""
+        files = [prior / "transformer.safetensors", prior / "vae.safetensors", ldm / WEIGHTS]
+        made_from = {file.as_posix(): fingerprint({}, [file], []) for file in files}
+        return {key: value for key, value in asdict(self).items() if key != "use"} | {"made_from": made_from}
 
 
-def check_taught(saved: Path, config: PretrainVDMConfig, kind: str) -> None:
-    """Refuse a VDM that was taught with other parameters, or for a back end of another kind than the mini prior.
-
-    Raises: UserError naming the first one.
-    """
-    if kind != "mini":
+def check_teachable(config: DLDMConfig) -> None:
+    """Refuse a dLDM whose VDM is no mini prior or reads codes through a connector. Raises: UserError naming the key."""
+    connector = config.causal.connector if config.parts == "causal" else 0
+    if config.backend.kind != "mini" or connector:
         raise UserError(
-            f"pretrain_vdm.use goes with dldm.backend.kind mini, whose VDM was taught, got {kind}; set it to false"
+            "pretrain_vdm goes with dldm.backend.kind mini and dldm.causal.connector 0, got "
+            f"{config.backend.kind} and {connector}; set pretrain_vdm.use to false"
         )
-    check_record(read_json(saved / RECORD), config.record(), "pretrain_vdm", "dvc repro -f pretrain_vdm")
+
+
+def check_taught(saved: Path, config: PretrainVDMConfig, dldm: DLDMConfig, begun: bool, prior: Path, ldm: Path) -> None:
+    """Refuse a VDM that was taught with other parameters, from another prior or by another LDM than these.
+
+    Args:
+        begun: whether the codes go on from those of that LDM (pretrain_ldm.use); else it was taught another language.
+        saved, prior, ldm: what the stages pretrain_vdm, pretrain_prior and pretrain_ldm made.
+    Raises: UserError naming the first difference.
+    """
+    check_teachable(dldm)
+    if not begun:
+        raise UserError(
+            "pretrain_vdm.use is true and pretrain_ldm.use false: the VDM was taught the codes of that LDM; set both "
+            "to false, or both to true"
+        )
+    made, asked = read_json(saved / RECORD), config.record(prior, ldm)
+    for file, print_ in asked.pop("made_from").items():
+        if made.get("made_from", {}).get(file) != print_:
+            raise UserError(
+                f"the VDM in {saved} was taught with another {file}; bring that back (git checkout), or teach it anew: "
+                f"{ADVICE}"
+            )
+    check_record({key: made.get(key) for key in asked}, asked, "pretrain_vdm", ADVICE)
 
 
 def from_codes_alone(config: DLDMConfig) -> DLDMConfig:
-    """The dLDM without its control branch, sampling from noise, so that what it draws is what the codes told it."""
+    """The dLDM without its control branch, sampling from noise, so that what it draws is what the codes told it.
+
+    All of its VDM learns, whatever learns in the joint stage. Raises: UserError, see check_teachable.
+    """
+    check_teachable(config)
     return replace(
         config,
+        vdm=replace(config.vdm, train="full"),
         control=replace(config.control, blocks=0, weights=None),
         sampling_start=1.0,
         sampling_steps=8,
