@@ -49,7 +49,7 @@ PICTURES = {
     "train_dldm": "Clips of unseen appearance: real, coarse, rendered with their own and with another video's codes.",
     "warmup_dldm": "After the warm-up: real clips and what the coarse decoder makes of their codes.",
     "train_dldm_codes": "Health of the codes: entropy of each step, and of each digit of each query.",
-    "pretrain_vdm": "Purposeless clips: real, coarse, and drawn from noise by the taught VDM, with own and with another's codes.",
+    "pretrain_vdm": "Purposeless clips: real, coarse, drawn from noise by the taught VDM with own and another's codes.",
     "pretrain_ldm": "Purposeless clips kept out of pretraining: real, coarse, with own and with another clip's codes.",
     "pretrain_prior": "The frozen prior: real clips, their reconstruction, and samples from the first frame alone.",
     "ingest": "The videos: one of each task.",

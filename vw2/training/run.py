@@ -1,4 +1,4 @@
-"""What all training loops share: schedule, update, log, checkpoint, resume. The loop itself is written where it is needed.
+"""What all training loops share: schedule, update, log, checkpoint, resume. The loop itself is its user's.
 
 run = Run(...)
 for step in run:                      # begins where the last checkpoint ended
