@@ -24,7 +24,9 @@ from vw2.models.begin import begin_joint
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import save_ldm
+from vw2.models.pretrained import take_over
 from vw2.models.taught import save_taught
+from vw2.training.fit import fit
 from vw2.training.listen import PretrainVDMConfig, check_taught, from_codes_alone
 from vw2.training.run import OptimConfig
 
@@ -85,6 +87,10 @@ def test_joint_stage_begins_with_the_vdm_that_was_taught(folder, monkeypatch):
     for key, value in begun["control"].items():  # the branch copies the VDM that was taught, not the prior's
         assert torch.equal(value, weights["vdm"][first + key].float())
 
+    train_dldm.main(params(folder, dldm={"vdm": {"train": "random"}}))
+    assert not any(
+        torch.equal(begun["vdm"][key], value.float()) for key, value in weights["vdm"].items() if "ff" in key
+    )
     train_dldm.main(params(folder, pretrain_vdm=TAUGHT | {"use": False}))
     assert all(torch.equal(begun["vdm"][key], value.float()) for key, value in prior.items()), "the prior's own"
 
@@ -186,7 +192,11 @@ def test_committed_weights_are_those_that_params_yaml_asks_for(monkeypatch):
     monkeypatch.chdir(ROOT)
     values = parameters.load(ROOT / "params.yaml")
     config = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
-    check_taught(OUT, config, parameters.build(DLDMConfig, values["dldm"], "dldm"), True, PRIOR, PRETRAINED)
+    dldm = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), values["clip"]["frames"])
+    check_taught(OUT, config, dldm, values["pretrain_ldm"]["use"], PRIOR, PRETRAINED)
+    begun = begin_joint(dldm, PRETRAINED, PRIOR, OUT).dldm
+    assert take_over(begun.vdm, OUT / "vdm.safetensors") == []
+    assert take_over(begun.projection, OUT / "projection.safetensors") == []
     assert sum(file.stat().st_size for file in OUT.glob("*.safetensors")) < 20e6
 
 
@@ -194,6 +204,8 @@ def test_committed_weights_are_those_that_params_yaml_asks_for(monkeypatch):
 def test_presets_begin_with_the_vdm_of_their_back_end(preset):
     changed = YAML(typ="safe").load((ROOT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"))
     assert not changed["pretrain_vdm"]["use"]
+    if preset != "smoke":
+        assert changed["dldm"]["control"]["dropout"] == 0 and changed["gates"]["token_margin"] == 0.001
 
 
 @pytest.mark.parametrize("train", ["random", "frozen", "lora", "full"])
