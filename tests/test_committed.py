@@ -1,10 +1,12 @@
-"""What the README says was measured is what the committed metrics say."""
+"""What the README says was measured is what the committed metrics say; committed weights are those of dvc.lock."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,3 +72,17 @@ def test_contract_of_metrics(name):
     for key in CONTRACT[name]:
         detail = figure(f"detail/{name}", key)
         assert set(detail) == {"value", "low", "high", "n"} and detail["value"] == figure(name, key), key
+
+
+@pytest.mark.parametrize("stage", ["pretrain_prior", "pretrain_ldm", "pretrain_vdm"])
+def test_outputs_of_frozen_stages_are_those_of_the_lock(stage):
+    """Else a fresh clone's first `dvc repro` writes over dvc.lock."""
+    lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
+    for out in lock["stages"][stage]["outs"]:
+        files = [ROOT / out["path"]]
+        if out["md5"].endswith(".dir"):
+            files = sorted(file for file in files[0].rglob("*") if file.is_file())
+            assert len(files) == out["nfiles"]
+        else:
+            assert hashlib.md5(files[0].read_bytes()).hexdigest() == out["md5"]
+        assert sum(file.stat().st_size for file in files) == out["size"], out["path"]
