@@ -7,10 +7,11 @@ In:  params groups seed, compute, craft (its size), prior (how many clips it saw
 Out: data/pretrained/{ldm.safetensors (bf16),config.json,record.json,training.tsv}, metrics/pretrain_ldm.json,
      plots/pretrain_ldm.png (real, coarse, with own and with another clip's codes).
 Time and memory at the committed sizes: an hour a round on two cores, 6 GiB. The stage is frozen in dvc.yaml, its output
-committed; `dvc repro -f pretrain_ldm` makes it anew. A round begins with the weights of the one before as they are
-saved, with clips and a schedule of its own; so one more costs no more than itself: raise pretrain_ldm.rounds and run
-`python -m stages.pretrain_ldm --one-more`. Interrupted runs go on where they stopped; as it runs for long, work in
-progress is found again by its parameters alone, whatever happened to the code in between.
+committed; `python -m stages.pretrain_ldm && dvc commit -f pretrain_ldm` makes it anew. A round begins with the weights
+of the one before as they are saved, with clips and a schedule of its own; so one more costs no more than itself: raise
+pretrain_ldm.rounds and run `python -m stages.pretrain_ldm --one-more`, and then pretrain_vdm anew, which reads the
+codes of the last. Interrupted runs go on where they stopped; as it runs for long, work in progress is found again by
+its parameters alone, whatever happened to the code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm
 """
 

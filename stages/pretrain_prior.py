@@ -4,8 +4,9 @@ In:  nothing but parameters (groups seed, craft, prior, compute): the corpus is 
 Out: data/prior/{vae,transformer}.safetensors (bf16, <= 20 MB), data/prior/config.json, data/prior/*.tsv (logs),
      metrics/pretrain_prior.json, plots/pretrain_prior.png (real clips, reconstructions, samples from the first frame).
 Time and memory at the committed sizes: see benchmarks/; 4 GiB. The stage is frozen in dvc.yaml, its output committed;
-`dvc repro -f pretrain_prior` makes it anew. Interrupted runs go on where they stopped; since it runs for hours, its
-work in progress is found again by its parameters alone, whatever happened to the code in between.
+`python -m stages.pretrain_prior && dvc commit -f pretrain_prior` makes it anew. Interrupted runs go on where they
+stopped; since it runs for hours, its work in progress is found again by its parameters alone, whatever happened to the
+code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_prior
 """
 

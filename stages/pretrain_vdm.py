@@ -11,12 +11,14 @@ Out: data/pretrained_vdm/{vdm,projection}.safetensors (bf16, <= 20 MB), record.j
      clip's codes), plots/pretrain_vdm.png (real, the LDM's coarse video, drawn from noise with own and with another
      clip's codes).
 Time and memory at the committed sizes: half an hour on two cores, 3 GiB. The stage is frozen in dvc.yaml, its output
-committed; `dvc repro -f pretrain_vdm` makes it anew. Interrupted runs go on where they stopped; as it runs for long,
-work in progress is found again by its parameters alone, whatever happened to the code in between.
+committed; `python -m stages.pretrain_vdm && dvc commit -f pretrain_vdm` makes it anew. Interrupted runs go on where
+they stopped; as it runs for long, work in progress is found again by its parameters alone, whatever happened to the
+code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm && python -m stages.pretrain_vdm
 """
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from vw2.media.sheet import write_sheet
 from vw2.models.begin import begin_joint
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.taught import save_taught
-from vw2.provenance import check_record, runtime, write_metrics
+from vw2.provenance import anew, check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
@@ -47,7 +49,7 @@ PRETRAINED = Path("data/pretrained")
 OUT = Path("data/pretrained_vdm")
 PLOT = Path("plots/pretrain_vdm.png")
 HELD_OUT = 64  # clips that no training step sees, those of pretrain_ldm
-ROUNDS = 20  # clips of so many rounds of pretrain_ldm are left to it
+ROUNDS = 20  # at least so many rounds of pretrain_ldm have clips of their own before these
 FIGURES = ("denoise.own", "denoise.other_tokens", "denoise.rise_tokens")  # without a branch the others are the same
 WALKS = 77  # added to the seed: its clips come in an order of its own
 
@@ -63,9 +65,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     made = read_json(PRIOR / "config.json")["record"]
-    check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
+    check_record(made["prior"], values["prior"], "prior", anew("pretrain_prior"))
     check_made(PRETRAINED, pretrained)
-    first = seen + HELD_OUT + ROUNDS * pretrained.clips
+    first = seen + HELD_OUT + max(ROUNDS, pretrained.rounds) * pretrained.clips
     table("pretrain_vdm", {**asdict(dldm_config), **asdict(config)})
     accelerator = start(compute, seed)
     chosen = {
@@ -87,17 +89,19 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         before = judge_denoising(dldm.eval(), vae, held_out, rows, seed)
         walks = Walks(store, range(len(store)), seed + WALKS, config.optim.batch)
         work = teach(accelerator, dldm, vae, walks, config.optim, seed, folder / "training")
-        with atomic_dir(OUT) as temporary:
+        with atomic_dir(folder / "taught") as temporary:
             save_taught(dldm, temporary)
             pl.DataFrame(work.history).write_csv(temporary / "training.tsv", separator="\t", float_precision=5)
             (temporary / RECORD).write_text(json.dumps(config.record(PRIOR, PRETRAINED), indent=2) + "\n")
         # judged as it is saved
-        renderer = begin_joint(dldm_config, PRETRAINED, PRIOR, OUT).place(accelerator.device, accelerator.autocast)
-        renderer.eval()
+        renderer = begin_joint(dldm_config, PRETRAINED, PRIOR, folder / "taught")
+        renderer.place(accelerator.device, accelerator.autocast).eval()
         after = judge_denoising(renderer.dldm, renderer.prior.vae, held_out, rows, seed)
         figures = {"denoise.before": before["denoise.own"]} | {key: after[key] for key in FIGURES}
         rendered, sheet = judge_rendering(renderer, held_out, rows, seed)
         write_sheet(PLOT, sheet)
+        with atomic_dir(OUT) as temporary:
+            shutil.copytree(folder / "taught", temporary, dirs_exist_ok=True)
     write_metrics("pretrain_vdm", figures | rendered, seed=seed, n=HELD_OUT)
     clear(folder)
 

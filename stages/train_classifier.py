@@ -30,7 +30,7 @@ from vw2.evaluation.step_report import confusion, judge
 from vw2.files import read_json, read_table
 from vw2.models.classifier import ClassifierConfig, StepClassifier, load_classifier
 from vw2.models.prior import Prior, PriorModelConfig
-from vw2.provenance import check_record, runtime, write_metrics
+from vw2.provenance import anew, check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.augment import AugmentConfig, augment
 from vw2.training.compute import ComputeConfig, generator, start
@@ -77,7 +77,7 @@ def collect(
     if not config.vae_every:
         return real, None
     made = read_json(PRIOR / "config.json")["model"]
-    check_record(made, asdict(prior), "prior.model", "dvc repro -f pretrain_prior")
+    check_record(made, asdict(prior), "prior.model", anew("pretrain_prior"))
     vae = Prior(prior).load(PRIOR).vae.eval()
     return real, vae_frames(store, rows, vae, config.vae_every, size, folder / f"{name}_vae.npy")
 

@@ -30,7 +30,7 @@ from vw2.models.backends import check_guardrail, check_size, guardrail_of
 from vw2.models.begin import begin_joint
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.renderer import save_dldm
-from vw2.provenance import check_record, runtime, write_metrics
+from vw2.provenance import anew, check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training import judge
 from vw2.training.compute import ComputeConfig, start
@@ -73,7 +73,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     chosen |= {"processes": accelerator.num_processes}
     if dldm_config.backend.kind == "mini":
         made = read_json(PRIOR / "config.json")["record"]
-        check_record(made["prior"], values["prior"], "prior", "dvc repro -f pretrain_prior")
+        check_record(made["prior"], values["prior"], "prior", anew("pretrain_prior"))
     taught = TAUGHT if pretrained.use and dldm_config.vdm.train != "random" else None
     if taught is not None:
         begun = parameters.leaf(values, "pretrain_ldm.use", bool)

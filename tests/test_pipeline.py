@@ -153,7 +153,7 @@ def clone(folder: Path, overrides: dict | None = None) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     if not (folder / "data/prior/transformer.safetensors").is_file():
-        pytest.skip("the frozen prior (data/prior) is not in this checkout; `dvc repro -f pretrain_prior` makes it")
+        pytest.skip("the frozen prior (data/prior) is not in this checkout; `python -m stages.pretrain_prior` makes it")
     begin(folder)
     call(folder, sys.executable, "-m", "stages.preset", "smoke")
     change(folder, overrides or {})

@@ -94,6 +94,11 @@ def write_metrics(
     _write(Path(root) / "detail" / f"{stage}.json", detail)
 
 
+def anew(stage: str) -> str:
+    """The commands that make the output of a frozen stage anew: `dvc repro`, with -f too, leaves such a stage alone."""
+    return f"python -m stages.{stage} && dvc commit -f {stage}"
+
+
 def check_record(made: Mapping[str, Any], asked: Mapping[str, Any], group: str, command: str) -> None:
     """Refuse the output of a frozen stage that was made with other parameters than those of params.yaml.
 

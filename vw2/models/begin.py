@@ -35,7 +35,7 @@ def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
         if theirs[key] != value:
             raise UserError(
                 f"dldm.{key} is {value} but the LDM in {folder} was made with {theirs[key]}; put the key back, "
-                "or make the weights anew"
+                "or make it anew (dvc repro; data/pretrained: python -m stages.pretrain_ldm)"
             )
 
 
@@ -91,7 +91,7 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path
     if left := take_over(dldm.ldm, warm / "ldm.safetensors"):
         raise UserError(
             f"{len(left)} weights of the LDM that the group dldm asks for are not in {warm}, {left[0]} among them; "
-            "put the group back as it was, or make the weights anew"
+            "put the group back as it was, or make it anew (dvc repro; data/pretrained: python -m stages.pretrain_ldm)"
         )
     if config.control.weights is not None:
         load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")

@@ -25,7 +25,8 @@ def take_vdm(vdm: nn.Module, folder: Path) -> None:
     if left := take_over(vdm, folder / VDM):
         raise UserError(
             f"{len(left)} weights of the VDM are not in {folder}, {left[0]} among them: it was taught as another one; "
-            "set pretrain_vdm.use to false, or teach it anew: dvc repro -f pretrain_vdm"
+            "bring that folder back (git checkout), or set pretrain_vdm.use to false (and in the mini "
+            "gates.token_margin to null)"
         )
 
 

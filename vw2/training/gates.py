@@ -99,7 +99,7 @@ def broken_gates(
         yield (
             f"the VDM ignores the codes: other codes beside the same coarse video raise its loss by {told:.2%}, more "
             f"than {gates.token_margin:.2%} expected (gates.token_margin); see {sheet}, begin with a VDM that reads "
-            "codes (pretrain_vdm.use), train longer, or let it go on with null"
+            "codes (pretrain_vdm.use; not dldm.vdm.train random), train longer, or let it go on with null"
         )
     if "render.psnr_other_codes" in figures:
         margin = _value(figures, "render.psnr") - _value(figures, "render.psnr_other_codes")

@@ -18,14 +18,15 @@ from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ranges import at_least
 from vw2.models.timeline import fill
-from vw2.provenance import check_record
+from vw2.provenance import anew, check_record
 from vw2.scratch import fingerprint
 from vw2.training.compute import generator
 from vw2.training.rounds import WEIGHTS
 from vw2.training.run import Group, OptimConfig, Run
 
 RECORD = "record.json"
-ADVICE = "dvc repro -f pretrain_vdm"
+ADVICE = anew("pretrain_vdm")
+WITHOUT = "set pretrain_vdm.use to false (and in the mini gates.token_margin to null)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def check_teachable(config: DLDMConfig) -> None:
     if config.backend.kind != "mini" or connector:
         raise UserError(
             "pretrain_vdm goes with dldm.backend.kind mini and dldm.causal.connector 0, got "
-            f"{config.backend.kind} and {connector}; set pretrain_vdm.use to false"
+            f"{config.backend.kind} and {connector}; {WITHOUT}"
         )
 
 
@@ -67,8 +68,8 @@ def check_taught(saved: Path, config: PretrainVDMConfig, dldm: DLDMConfig, begun
     check_teachable(dldm)
     if not begun:
         raise UserError(
-            "pretrain_vdm.use is true and pretrain_ldm.use false: the VDM was taught the codes of that LDM; set both "
-            "to false, or both to true"
+            "pretrain_vdm.use is true and pretrain_ldm.use false: the VDM was taught the codes of that LDM; set that "
+            f"to true, or {WITHOUT}"
         )
     made, asked = read_json(saved / RECORD), config.record(prior, ldm)
     for file, print_ in asked.pop("made_from").items():
@@ -77,7 +78,8 @@ def check_taught(saved: Path, config: PretrainVDMConfig, dldm: DLDMConfig, begun
                 f"the VDM in {saved} was taught with another {file}; bring that back (git checkout), or teach it anew: "
                 f"{ADVICE}"
             )
-    check_record({key: made.get(key) for key in asked}, asked, "pretrain_vdm", ADVICE)
+    made.pop("made_from")
+    check_record(made, asked, "pretrain_vdm", ADVICE)
 
 
 def from_codes_alone(config: DLDMConfig) -> DLDMConfig:

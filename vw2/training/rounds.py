@@ -9,7 +9,7 @@ from vw2.files import read_json
 from vw2.models.ldm import LDMConfig
 from vw2.models.ldm_files import read_ldm_config
 from vw2.models.ranges import at_least
-from vw2.provenance import check_record
+from vw2.provenance import anew, check_record
 from vw2.scratch import atomic_dir
 from vw2.training.run import OptimConfig
 
@@ -57,4 +57,4 @@ def take_up(folder: Path, saved: Path, config: PretrainLDMConfig, ldm: LDMConfig
 
 def check_made(saved: Path, config: PretrainLDMConfig) -> None:
     """Refuse pretrained weights that were made with other parameters. Raises: UserError naming the first one."""
-    check_record(read_json(saved / RECORD), config.record(config.rounds), "pretrain_ldm", "dvc repro -f pretrain_ldm")
+    check_record(read_json(saved / RECORD), config.record(config.rounds), "pretrain_ldm", anew("pretrain_ldm"))
