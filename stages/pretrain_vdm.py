@@ -40,8 +40,8 @@ from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
 from vw2.training.fit import fit
 from vw2.training.judge import judge_denoising, judge_rendering
-from vw2.training.listen import RECORD, PretrainVDMConfig, from_codes_alone, teach
-from vw2.training.rounds import PretrainLDMConfig, check_made
+from vw2.training.listen import PretrainVDMConfig, from_codes_alone, teach
+from vw2.training.rounds import LOG, RECORD, PretrainLDMConfig, check_made
 from vw2.worlds.craft import CraftConfig
 
 PRIOR = Path("data/prior")
@@ -67,6 +67,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     made = read_json(PRIOR / "config.json")["record"]
     check_record(made["prior"], values["prior"], "prior", anew("pretrain_prior"))
     check_made(PRETRAINED, pretrained)
+    record = config.record(PRIOR, PRETRAINED)
     first = seen + HELD_OUT + max(ROUNDS, pretrained.rounds) * pretrained.clips
     table("pretrain_vdm", {**asdict(dldm_config), **asdict(config)})
     accelerator = start(compute, seed)
@@ -75,7 +76,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         "craft": (craft.resolution, craft.fps),
         "clips": (frames, seen, first),
         "dldm": asdict(dldm_config),
-        "pretrain_vdm": config.record(PRIOR, PRETRAINED),
+        "pretrain_vdm": record,
         "compute": asdict(compute),
     }
     folder = scratch_dir("pretrain_vdm", fingerprint(chosen, [], []))
@@ -91,8 +92,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         work = teach(accelerator, dldm, vae, walks, config.optim, seed, folder / "training")
         with atomic_dir(folder / "taught") as temporary:
             save_taught(dldm, temporary)
-            pl.DataFrame(work.history).write_csv(temporary / "training.tsv", separator="\t", float_precision=5)
-            (temporary / RECORD).write_text(json.dumps(config.record(PRIOR, PRETRAINED), indent=2) + "\n")
+            pl.DataFrame(work.history).write_csv(temporary / LOG, separator="\t", float_precision=5)
+            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         # judged as it is saved
         renderer = begin_joint(dldm_config, PRETRAINED, PRIOR, folder / "taught")
         renderer.place(accelerator.device, accelerator.autocast).eval()

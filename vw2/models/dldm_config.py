@@ -96,13 +96,17 @@ class DLDMConfig(LDMConfig):
         if self.window <= STRIDE or self.window % STRIDE != 1:
             raise ValueError(f"dldm.window must be 1 + {STRIDE}m frames, at least {1 + STRIDE}, got {self.window}")
 
+    @property
+    def connector(self) -> int:
+        """Width of the LDM's connector to the VDM; 0: it has none, so that dldm.projection is the way."""
+        return self.causal.connector if self.parts == "causal" else 0
+
     def for_clips(self, frames: int):
         """As of the LDM; and the codes that the VDM is told at once must fit its projection and its context."""
         config, most, room = super().for_clips(frames), self.projection.max_steps, self.backend.tokens
         parts = windows((frames - 1) // config.stride, self.window, config.stride)
         longest = max(part.end - part.begin for part in parts)
-        connected = self.parts == "causal" and self.causal.connector
-        if longest > most and not connected:
+        if longest > most and not self.connector:
             raise ValueError(
                 f"the VDM draws {longest} steps at once but dldm.projection.max_steps is {most}; "
                 "raise it or lower dldm.window"

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from vw2.files import read_json
 from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.pretrained import damaged, read_weights
+from vw2.models.pretrained import damaged, read_weights, save_weights
 from vw2.models.settings import settings
 
 PART = "ldm."  # what stands before its names among those of a dLDM
@@ -19,8 +18,7 @@ PART = "ldm."  # what stands before its names among those of a dLDM
 def save_ldm(ldm: LDM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write weights, floating ones as `dtype`, and the config."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in ldm.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "ldm.safetensors")
+    save_weights(ldm, folder / "ldm.safetensors", dtype)
     (folder / "config.json").write_text(json.dumps(asdict(ldm.config), indent=2, sort_keys=True) + "\n")
 
 

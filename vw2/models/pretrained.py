@@ -1,12 +1,19 @@
-"""Weights from elsewhere: what fits is taken over, or all of it must fit."""
+"""Weights in files: written as a stage keeps them; of those read, what fits is taken over, or all of it must fit."""
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vw2.console import UserError
+
+
+def save_weights(module: nn.Module, file: Path, dtype: torch.dtype) -> None:
+    """Write all of a module's weights, floating ones as `dtype`."""
+    weights = module.state_dict().items()
+    save_file({k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in weights}, file)
 
 
 def damaged(file: Path, error: SafetensorError) -> UserError:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.haar import PATCH, blocks, unblocks
-from vw2.models.pretrained import read_weights
+from vw2.models.pretrained import read_weights, save_weights
 
 SIDE = 8  # pixels per latent pixel and side
 
@@ -158,12 +158,9 @@ class Prior(nn.Module):
 
     def save(self, folder: Path, record: dict) -> None:
         """Write weights in bfloat16 and the config; `record` (say, the training parameters) is kept beside it."""
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in (("vae", self.vae), ("transformer", self.vdm)):
-            weights = {key: value.to(torch.bfloat16).contiguous() for key, value in module.state_dict().items()}
-            save_file(weights, folder / f"{name}.safetensors")
+            save_weights(module, folder / f"{name}.safetensors", torch.bfloat16)
         text = json.dumps({"model": asdict(self.config), "record": record}, indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n")
 

@@ -3,21 +3,19 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from vw2.console import UserError, console
 from vw2.models.dldm import DLDM
-from vw2.models.pretrained import take_over
+from vw2.models.pretrained import save_weights, take_over
 
 VDM, PROJECTION = "vdm.safetensors", "projection.safetensors"
 
 
 def save_taught(dldm: DLDM, folder: Path) -> None:
     """Write both, in bfloat16."""
-    for module, name in ((dldm.vdm, VDM), (dldm.projection, PROJECTION)):
-        weights = module.state_dict()
-        save_file({key: value.to(torch.bfloat16).contiguous() for key, value in weights.items()}, folder / name)
+    save_weights(dldm.vdm, folder / VDM, torch.bfloat16)
+    save_weights(dldm.projection, folder / PROJECTION, torch.bfloat16)
 
 
 def take_vdm(vdm: nn.Module, folder: Path) -> None:

@@ -21,10 +21,9 @@ from vw2.models.timeline import fill
 from vw2.provenance import anew, check_record
 from vw2.scratch import fingerprint
 from vw2.training.compute import generator
-from vw2.training.rounds import WEIGHTS
+from vw2.training.rounds import RECORD, WEIGHTS
 from vw2.training.run import Group, OptimConfig, Run
 
-RECORD = "record.json"
 ADVICE = anew("pretrain_vdm")
 WITHOUT = "set pretrain_vdm.use to false (and in the mini gates.token_margin to null)"
 
@@ -49,11 +48,10 @@ class PretrainVDMConfig:
 
 def check_teachable(config: DLDMConfig) -> None:
     """Refuse a dLDM whose VDM is no mini prior or reads codes through a connector. Raises: UserError naming the key."""
-    connector = config.causal.connector if config.parts == "causal" else 0
-    if config.backend.kind != "mini" or connector:
+    if config.backend.kind != "mini" or config.connector:
         raise UserError(
             "pretrain_vdm goes with dldm.backend.kind mini and dldm.causal.connector 0, got "
-            f"{config.backend.kind} and {connector}; {WITHOUT}"
+            f"{config.backend.kind} and {config.connector}; {WITHOUT}"
         )
 
 
