@@ -48,19 +48,17 @@ LPIPS_SIDE = 32  # pixels; AlexNet cannot look at less
 
 
 def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[str, int, str | None]]]:
-    """Test video -> (name, sample, file) of what is judged beside it; the file is None for what needs none.
+    """Video that was rolled out -> (name, sample, file) of what is judged beside it; the file is None for what needs
+    none.
 
-    Sources of a mixture from which nothing was rolled out (ar.sources) are left out.
+    Claim and controls are of the same videos, also where `rollout.max_cases` or `ar.sources` left some out.
     """
-    known = set(store.videos())
-    free = [(CEILING, 0, None), (COPY, 0, None)]
-    rolled = store.index.filter(pl.col("video").is_in(rollouts["video"].unique().implode()))
-    sources = rolled["source"].unique().to_list() or store.index["source"].unique().to_list()
-    work = {video: list(free) for video in store.videos(split="test", source=sources)}
+    rolled = set(rollouts["video"])
+    work = {video: [(CEILING, 0, None), (COPY, 0, None)] for video in store.videos() if video in rolled}
     for name, video, sample, path in rollouts.sort("name", "video", "sample").iter_rows():
-        if video in known:
-            work.setdefault(video, list(free)).append((name, sample, path))
-    if lost := sorted(set(rollouts["video"]) - known):
+        if video in work:
+            work[video].append((name, sample, path))
+    if lost := sorted(rolled - set(work)):
         say(f"{len(lost)} rollouts have no real video beside them ({lost[0]}, ...) and are not judged")
     return work
 

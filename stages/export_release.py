@@ -13,6 +13,7 @@ The inverse of stages.import_release: what was imported comes out again, tensor 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -27,10 +28,17 @@ from vw2.models.ldm_files import load_codec
 from vw2.models.renderer import load_dldm
 
 PRIOR = Path("data/prior")
-NETWORK = "network."  # what stands before the tokenizer's names in the authors' file
 
 
-def tokenizer(folder: Path, file: Path) -> str:
+@dataclass(frozen=True)
+class Options:
+    """What the command was told beside folder and file."""
+
+    prefix: str = TOKENIZER.prefixes[0]  # what stands before the tokenizer's names in the authors' file
+    ema: bool = False  # under the names of averaged weights
+
+
+def tokenizer(folder: Path, file: Path, options: Options) -> str:
     """The LDM of a folder -> the authors' tokenizer. Returns what happened, in words."""
     ldm = load_codec(folder)
     if ldm.config.parts != "causal" or ldm.connector is None:
@@ -39,40 +47,44 @@ def tokenizer(folder: Path, file: Path) -> str:
             f"and dldm.causal.connector {ldm.config.causal.connector}; begin with `python -m stages.preset release`"
         )
     weights = export_weights(ldm, TOKENIZER)
-    write_checkpoint(file, weights, NETWORK)
+    write_checkpoint(file, weights, f"{options.prefix[:-1]}_ema." if options.ema else options.prefix)
     return f"wrote {len(weights)} entries of the tokenizer in {folder} to {file}"
 
 
-def dit(folder: Path, file: Path) -> str:
-    """VDM and control branch of a dLDM's folder -> the authors' checkpoint. Returns what happened, in words."""
+def dit(folder: Path, file: Path, options: Options) -> str:
+    """VDM and control branch, if any, of a dLDM's folder -> the authors' file. Returns what happened, in words."""
     if not (folder / "dldm.safetensors").is_file():
         raise UserError(f"{folder} holds no dLDM; give the folder that stages.train_dldm writes (data/dldm)")
     dldm = load_dldm(folder, PRIOR).dldm
     with refusals():
-        weights = export_dit(dldm)
+        weights = export_dit(dldm, options.ema)
     write_checkpoint(file, weights)
     return f"wrote {len(weights)} entries of DiT and control branch in {folder} to {file}"
 
 
-def codes(folder: Path, file: Path) -> str:
+def codes(folder: Path, file: Path, options: Options) -> str:
     """Codes of all videos of a folder -> the authors' file. Returns what happened, in words."""
     store = read_codes(folder)
     export_codes(store, file)
     return f"wrote the codes of {len(store.videos())} videos to {file}"
 
 
-KINDS: dict[str, Callable[[Path, Path], str]] = {"tokenizer": tokenizer, "dit": dit, "codes": codes}
+KINDS: dict[str, Callable[[Path, Path, Options], str]] = {"tokenizer": tokenizer, "dit": dit, "codes": codes}
 
 
 def main(
     kind: str = typer.Argument(help=f"what to write: {', '.join(KINDS)}"),
     folder: Path = typer.Argument(help="our folder"),
     file: Path = typer.Argument(help="the file to write, .pt or .safetensors"),
+    prefix: str = typer.Option(Options.prefix, help=f"before the tokenizer's names: {' or '.join(TOKENIZER.prefixes)}"),
+    ema: bool = typer.Option(False, help="write under the names of averaged weights"),
 ) -> None:
     """Write a model or codes as a file of the authors' release of VideoWorld 2."""
     if kind not in KINDS:
         raise UserError(f"expected one of {', '.join(KINDS)}, got {kind}; say what to write")
-    say(KINDS[kind](folder, file))
+    if prefix not in TOKENIZER.prefixes:
+        raise UserError(f"expected --prefix {' or '.join(TOKENIZER.prefixes)}, got {prefix}; change it")
+    say(KINDS[kind](folder, file, Options(prefix, ema)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import typer
 from vw2.console import UserError, run, say
 from vw2.data.codes import CodesInfo
 from vw2.files import read_json
-from vw2.interop.checkpoints import import_weights, read_checkpoint
+from vw2.interop.checkpoints import Misfit, import_weights, read_checkpoint
 from vw2.interop.codes import import_codes
 from vw2.interop.dit import BRANCH, DiTConfig, import_dit, told, without_lora, write_dit
 from vw2.interop.keys_dit import apart
@@ -130,13 +130,19 @@ def main(
     ema: bool = typer.Option(False, help="take the averaged weights"),
     frames: int = typer.Option(93, help="of a clip whose codes the file holds: 2, 9, 49, 93, 177, ..."),
     strict: bool = typer.Option(True, help="refuse checkpoints with entries that the model does not have"),
+    every: bool = typer.Option(False, help="of a checkpoint that does not fit, list every name that does not"),
 ) -> None:
     """Import a file of the authors' release of VideoWorld 2."""
     if kind not in KINDS:
         raise UserError(f"expected one of {', '.join(KINDS)}, got {kind}; say what the file holds")
     if view not in (None, "adjacent", "prefix"):
         raise UserError(f"expected --view adjacent or prefix, got {view}")
-    say(KINDS[kind](file, out, Options(config, view, ema, strict, frames)))
+    try:
+        say(KINDS[kind](file, out, Options(config, view, ema, strict, frames)))
+    except Misfit as misfit:
+        for line in (line for report in misfit.reports if every for line in report.lines()):
+            say(line)
+        raise
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import polars as pl
 import torch
 import typer
 
-from stages.warmup_dldm import train
 from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
@@ -42,8 +41,9 @@ from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
 from vw2.training.fit import fit
 from vw2.training.judge import code_figures, encode_rows, judge_rendering
-from vw2.training.rounds import LOG, RECORD, WEIGHTS, PretrainLDMConfig, take_up
+from vw2.training.pretrain_ldm import LOG, RECORD, WEIGHTS, PretrainLDMConfig, take_up
 from vw2.training.run import OptimConfig
+from vw2.training.warmup import train
 from vw2.worlds.craft import CraftConfig
 
 OUT = Path("data/pretrained")

@@ -28,7 +28,7 @@ from vw2.models.prior import Prior
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, generator, start
-from vw2.training.prior import HELD_OUT, PretrainConfig, encode_corpus, render_corpus, train_vae, train_vdm
+from vw2.training.pretrain_prior import HELD_OUT, PretrainConfig, encode_corpus, render_corpus, train_vae, train_vdm
 from vw2.worlds.craft import CraftConfig
 
 OUT = Path("data/prior")

@@ -33,15 +33,15 @@ from vw2.files import read_json
 from vw2.media.sheet import write_sheet
 from vw2.models.begin import begin_joint
 from vw2.models.dldm_config import DLDMConfig
-from vw2.models.taught import save_taught
+from vw2.models.vdm_files import save_taught
 from vw2.provenance import anew, check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
 from vw2.training.fit import fit
 from vw2.training.judge import judge_denoising, judge_rendering
-from vw2.training.listen import PretrainVDMConfig, from_codes_alone, teach
-from vw2.training.rounds import LOG, RECORD, PretrainLDMConfig, check_made
+from vw2.training.pretrain_ldm import LOG, RECORD, PretrainLDMConfig, check_made
+from vw2.training.pretrain_vdm import PretrainVDMConfig, from_codes_alone, teach
 from vw2.worlds.craft import CraftConfig
 
 PRIOR = Path("data/prior")

@@ -21,7 +21,7 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, run, table
+from vw2.console import UserError, console, progress, run, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
@@ -35,9 +35,10 @@ from vw2.models.backends import guardrail_of
 from vw2.models.renderer import Renderer, load_renderer
 from vw2.models.timeline import STRIDE
 from vw2.provenance import runtime
-from vw2.rollout import CONTROLS, RolloutConfig, Row, plan, render_all, render_batch, write_codes
+from vw2.rollout import CONTROLS, RolloutConfig, Row, choose, plan, render_all, render_batch, sample_codes
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
+from vw2.training.sequences import first_frames
 from vw2.variant import Variant, paths
 
 CLIPS = Path("data/clips")
@@ -61,7 +62,8 @@ def from_image(
 ) -> None:
     """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
     if not image.is_file():
-        raise UserError(f"{image} does not exist; give the path of a picture with --image")
+        found = "is a folder" if image.is_dir() else "does not exist"
+        raise UserError(f"{image} {found}; give the path of a picture with --image")
     try:
         picture = read_image(image)
     except MediaError as error:
@@ -72,14 +74,19 @@ def from_image(
     guard.instruction(instruction)
     n = config.samples
     keys = [f"{image.stem}/{s}" for s in range(n)]
-    written = write_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
+    written = sample_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
     rows = [Row(f"{image.stem}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
-    for step in render_batch(renderer, rows, seed, guard, config.same_noise):
-        if not isinstance(step, int):
-            for row, frames in zip(rows, step, strict=True):
+    drawn = []
+    with progress(sum(len(row.codes) for row in rows), "render clips") as bar:
+        for begin in range(0, n, config.batch):
+            part = rows[begin : begin + config.batch]
+            for row, frames in zip(
+                part, render_batch(renderer, part, seed, guard, config.same_noise, bar.advance), strict=True
+            ):
                 with atomic_file(Path("rollouts") / f"{row.name}.mp4") as temporary:
                     write_preview(temporary, frames, store.fps, scale=4)
-            write_sheet(Path("rollouts") / f"{image.stem}.png", [(instruction, frames) for frames in step])
+                drawn.append((instruction, frames))
+    write_sheet(Path("rollouts") / f"{image.stem}.png", drawn)
     console.print(f"wrote {n} rollouts and a sheet of them to rollouts/", markup=False)
 
 
@@ -108,19 +115,19 @@ def main(
     told = dict(manifest.read(MANIFEST, store.videos()).select("id", "instruction").iter_rows())
     sources = parameters.leaf(values, "ar.sources", tuple[str, ...] | None)
     wanted = set(store.videos(source=store.sources(sources, "ar.sources")))
-    cases = [video for video in codes.videos("test") if video in wanted][: config.max_cases]
+    cases = choose([video for video in codes.videos("test") if video in wanted], told, config.max_cases)
     if not cases:
-        cases = [video for video in codes.videos("train") if video in wanted][: config.max_cases or 8]
+        cases = choose([video for video in codes.videos("train") if video in wanted], told, config.max_cases or 8)
         console.print("no video of split test: rolling out from training videos instead", markup=False)
     with runtime(stage) as rates:
         renderer, ar = load_models(place, store, accelerator)
         guard = guardrail_of(renderer.backend, accelerator.device)
         for video in cases:
             guard.instruction(told[video])
-        firsts = {video: store.frames(store.select(video=video, clip=0)[0])[0] for video in cases}
+        firsts = {video: first[0] for video, first in zip(cases, first_frames(store, cases), strict=True)}
         each = [video for video in cases for _ in range(config.samples)]
         keys = [f"{video}/{s}" for video in cases for s in range(config.samples)]
-        written = write_codes(ar, renderer.ldm, [firsts[v] for v in each], [told[v] for v in each], keys, config, seed)
+        written = sample_codes(ar, renderer.ldm, [firsts[v] for v in each], [told[v] for v in each], keys, config, seed)
         rows = plan(cases, written, codes, firsts, config, seed)
         render_all(renderer, rows, store.fps, config, seed, folder, guard)
         rates["clips"] = sum(len(row.codes) for row in rows)

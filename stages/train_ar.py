@@ -11,7 +11,7 @@ control.unigram_bits. Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro train_ar
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,31 +24,21 @@ from vw2.data import manifest
 from vw2.data.codes import CodeStore, read_codes
 from vw2.data.shards import ClipStore
 from vw2.evaluation.prediction import Figures, predict_figures, unigram_figures
-from vw2.models.ar import ARConfig, ARInputs, ARTransformer, CodeShape, split_words
+from vw2.models.ar import ARInputs, ARTransformer, CodeShape, split_words
 from vw2.models.ar_files import save_ar
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_codec
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.compute import ComputeConfig, generator, start
+from vw2.training.ar import TrainARConfig, train
+from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
-from vw2.training.run import Group, OptimConfig, Run
-from vw2.training.sequences import Sequences, hide_words, swapped
+from vw2.training.sequences import Sequences, swapped
 from vw2.variant import Variant, paths
 
 CLIPS = Path("data/clips")
 MANIFEST = Path("data/manifest.parquet")
 ROOT = Path(__file__).parents[1]
-DROPOUT, HIDDEN = 11, 12  # what else is drawn in a step, as keys of its generators
-
-
-@dataclass(frozen=True)
-class TrainARConfig:
-    """Group `ar` of params.yaml."""
-
-    optim: OptimConfig
-    model: ARConfig = field(default_factory=ARConfig)
-    sources: tuple[str, ...] | None = None  # names of ingest.source to train (and be judged) on; None: all
 
 
 def code_shape(codes: CodeStore, ldm: LDM, here: Path, there: Path) -> CodeShape:
@@ -62,21 +52,12 @@ def inputs_of(data: Sequences) -> ARInputs:
     """The closed vocabulary and the sizes of the inputs of the training videos."""
     words = [split_words(instruction) for instruction in data.instructions]
     vocabulary = tuple(sorted({word for each in words for word in each}))
+    if not vocabulary:
+        raise UserError(
+            f"expected instructions with letters or digits, got {data.instructions[0]!r}; name the folders of the "
+            "videos by what is done in them, or fill in the column instruction of videos.csv (then dvc repro -f ingest)"
+        )
     return ARInputs(data.first.shape[1], tuple(data.first.shape[2:]), vocabulary, max(map(len, words)))
-
-
-def train(accelerator, model: ARTransformer, data: Sequences, config: OptimConfig, seed: int, folder: Path) -> Run:
-    """Every random number of a step is a function of (seed, step), so that an interrupted run ends the same."""
-    work = Run(accelerator, [Group(model)], config, folder, "train the AR transformer")
-    model.train()
-    for step in work:
-        batch = data.batch(data.mixture.batch(seed, step, config.batch), model.inputs)
-        batch.words = hide_words(batch.words, model.config.unknown, generator(seed, HIDDEN, step))
-        torch.manual_seed(generator(seed, DROPOUT, step).initial_seed())
-        with accelerator.autocast():
-            loss, logs = model(batch.to(accelerator.device))
-        work.update(loss, logs)
-    return work
 
 
 def judge(model: ARTransformer, data: Sequences, test: Sequences | None, codes: CodeStore, seed: int) -> Figures:

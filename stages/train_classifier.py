@@ -12,7 +12,7 @@ Tiny run: python -m stages.preset smoke && python -m stages.train_classifier (af
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +23,18 @@ from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import UserError, console, run, table
 from vw2.data import manifest
-from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore
-from vw2.evaluation.labels import CLASSES, label_rows
+from vw2.evaluation.labels import CLASSES
 from vw2.evaluation.step_report import confusion, judge
 from vw2.files import read_json, read_table
-from vw2.models.classifier import ClassifierConfig, StepClassifier, load_classifier
+from vw2.models.classifier import StepClassifier, load_classifier
 from vw2.models.prior import Prior, PriorModelConfig
 from vw2.provenance import anew, check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
-from vw2.training.augment import AugmentConfig, augment
-from vw2.training.compute import ComputeConfig, generator, start
+from vw2.training.classifier import TrainConfig, train
+from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
-from vw2.training.frames import FrameSet, frame_rows, frame_targets, make_batch, real_frames, vae_frames
-from vw2.training.run import Group, OptimConfig, Run
+from vw2.training.frames import FrameSet, frame_rows, real_frames, vae_frames
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -47,21 +45,6 @@ PLOTS = Path("plots/train_classifier")
 CONFUSION = Path("plots/confusion.csv")
 ROOT = Path(__file__).parents[1]
 TRAIN, TEST = ("train", "fail"), ("test",)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Group `classifier` of params.yaml."""
-
-    hold: int  # frames a class must last for its step to count
-    vae_every: int  # every n-th clip is also seen through the VAE; 0 = none
-    optim: OptimConfig
-    augment: AugmentConfig
-    model: ClassifierConfig
-
-    def __post_init__(self):
-        if self.hold < 1 or self.vae_every < 0:
-            raise ValueError(f"classifier: expected hold >= 1 and vae_every >= 0, got {self.hold}, {self.vae_every}")
 
 
 def collect(
@@ -80,20 +63,6 @@ def collect(
     check_record(made, asdict(prior), "prior.model", anew("pretrain_prior"))
     vae = Prior(prior).load(PRIOR).vae.eval()
     return real, vae_frames(store, rows, vae, config.vae_every, size, folder / f"{name}_vae.npy")
-
-
-def train(accelerator, model: StepClassifier, sets: list[FrameSet], config: TrainConfig, seed: int, work: Path) -> Run:
-    targets = [frame_targets(each.rows, label_rows(each.rows)) for each in sets]
-    total = sum(map(len, sets))
-    loop = Run(accelerator, [Group(model)], config.optim, work / "run", "train the classifier")
-    model.train()
-    for step in loop:
-        batch = make_batch(sets, targets, batch_indices(seed, step, config.optim.batch, total))
-        batch = augment(batch, config.augment, generator(seed, 1, step))
-        with accelerator.autocast():
-            loss, logs = model(batch.to(accelerator.device))
-        loop.update(loss, logs)
-    return loop
 
 
 def write_plots(history: list[dict[str, float]], frames: pl.DataFrame) -> None:

@@ -20,7 +20,7 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import run, table
+from vw2.console import UserError, run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.evaluation.health import code_health, write_health
@@ -38,8 +38,8 @@ from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.joint import JointConfig, train
-from vw2.training.listen import PretrainVDMConfig, check_taught
 from vw2.training.parallel import leave_to_first, shared_walks
+from vw2.training.pretrain_vdm import PretrainVDMConfig, check_taught
 from vw2.training.watch import watch
 
 CLIPS = Path("data/clips")
@@ -78,8 +78,11 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     if taught is not None:
         begun = parameters.leaf(values, "pretrain_ldm.use", bool)
         check_taught(taught, pretrained, dldm_config, begun, PRIOR, PRETRAINED)
+    for key, file in dldm_config.files.items():
+        if not file.is_file():
+            raise UserError(f"{key}: {file} does not exist; change it, or set it to null")
     sources = store.sources(config.sources, "train_dldm.sources")
-    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files]
+    inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files.values()]
     inputs += [] if taught is None else [taught]
     folder = scratch_dir("train_dldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
     truth, about = read_table(TRUTH), manifest.read(MANIFEST)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import typer
 
-from stages.warmup_dldm import train
 from vw2 import params as parameters
 from vw2.closure import import_closure
 from vw2.console import run, table
@@ -31,6 +30,7 @@ from vw2.training.fit import fit
 from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
 from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.run import LongOptimConfig
+from vw2.training.warmup import train
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")

@@ -9,20 +9,16 @@ half of log2(codebook). Interrupted runs go on where they stopped.
 Tiny run: python -m stages.preset smoke && dvc repro warmup_dldm
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, run, table
+from vw2.console import console, run, table
 from vw2.data.shards import ClipStore
-from vw2.data.walks import Walks
 from vw2.evaluation.health import code_health, write_health
-from vw2.media.colours import recolour
-from vw2.media.resize import to_model
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
@@ -31,16 +27,15 @@ from vw2.models.pretrained import take_over
 from vw2.models.renderer import LDMRenderer
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
-from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
 from vw2.training.parallel import leave_to_first, shared_walks
-from vw2.training.rounds import PretrainLDMConfig, check_made
-from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
-from vw2.training.watch import Look, nothing, watch
+from vw2.training.pretrain_ldm import PretrainLDMConfig, check_made
+from vw2.training.warmup import WarmupConfig, train
+from vw2.training.watch import watch
 
 CLIPS = Path("data/clips")
 PRETRAINED = Path("data/pretrained")
@@ -49,46 +44,6 @@ LOGS = Path("plots/warmup_dldm")
 PLOT = Path("plots/warmup_dldm.png")
 CODES_PLOT = Path("plots/warmup_dldm_codes.png")
 ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class WarmupConfig(LongOptimConfig):
-    """Group `warmup_dldm` of params.yaml."""
-
-    sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
-
-
-def train(
-    accelerator,
-    ldm: LDM,
-    walks: Walks,
-    config: OptimConfig,
-    seed: int,
-    folder: Path,
-    title: str,
-    micro_batch: int | None = None,
-    look: Look = nothing,
-) -> Run:
-    """Reconstruction of train clips; also all there is to training the plain LDM. `look` comes before every step."""
-    if ldm.config.parts == "frames" and (micro_batch or accelerator.num_processes > 1):
-        raise UserError(
-            "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
-            f"whole batch, got {micro_batch} and {accelerator.num_processes}; set it to null and start one process"
-        )
-    carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
-    work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
-    ldm.train()
-    for step in work:
-        look(step)
-        for walked, share in walks[step].parts(micro_batch):
-            video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
-            video = recolour(video, walked.keys, ldm.config.colours, seed)
-            with accelerator.autocast():
-                loss, logs, end = ldm(video, carried.first(walked, video, step))
-            carried.keep(walked, end)
-            work.add(loss, logs, share)
-        work.finish()
-    return work
 
 
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:

@@ -9,15 +9,17 @@ import vw2.torchvision_ops  # noqa: F401
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import CosmosTransformer3DModel, WanTransformer3DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_cosmos import CosmosAttnProcessor2_0, CosmosRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanRotaryPosEmbed
 from safetensors.torch import load_file, save_file
-from tiny_models import clip, draw, names, taught, tiny_config, wake
+from tiny_models import clip, copy_blocks, draw, names, taught, tiny_config, wake
 
 from vw2.console import UserError
 from vw2.models import backends, hub, spread
 from vw2.models.adapt import AdaptConfig, adapt_vdm, start_vdm
-from vw2.models.attention import ATTENTION, KVCache, Layout
+from vw2.models.attention import ATTENTION, BlockCausalProcessor, KVCache, Layout
 from vw2.models.backends import (
     BACKENDS,
     BackendConfig,
@@ -29,7 +31,7 @@ from vw2.models.backends import (
 )
 from vw2.models.begin import check_precision
 from vw2.models.control import ControlConfig
-from vw2.models.cosmos import CosmosConfig
+from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.flow import sample
 from vw2.models.port import VDM, VideoVAE
@@ -344,7 +346,7 @@ def test_dldm_learns_on_every_back_end(pair):
     """A joint step: the denoising loss reaches codes, projection, control and VDM, not the VAE; then a render."""
     torch.manual_seed(1)
     dldm = DLDM(tiny_config(), pair)
-    dldm.control.copy_blocks(dldm.vdm)
+    copy_blocks(dldm.control, dldm.vdm)
     wake(dldm.control.zero)
     wake(dldm.ldm)
     batch = JointBatch(video(), video()[:, :, :1])
@@ -549,6 +551,55 @@ def test_true_sizes():
     check_size(wan, 480, 832)
     with pytest.raises(UserError, match="multiples of 32 pixels, got 100 and 832"):
         check_size(wan, 100, 832)
+
+
+@torch.no_grad()
+def test_cosmos_attention_is_theirs_under_a_mask():
+    """Our processor against diffusers' own, given the masks as tensors; however ours is computed."""
+    torch.manual_seed(0)
+    heads = {"heads": 2, "dim_head": 12, "qk_norm": "rms_norm", "elementwise_affine": True, "out_bias": False}
+    make = lambda **keys: wake(Attention(24, processor=CosmosAttnProcessor2_0(), **heads, **keys))  # noqa: E731
+    attn, cross = make(), make(cross_attention_dim=20)
+    rope = CosmosRotaryPosEmbed(12, (8, 16, 16), (1, 2, 2), rope_scale=(1.0, 1.0, 1.0))
+    turn = rope(torch.zeros(1, 6, LATENTS, 4, 4), fps=None)
+    hidden, context = draw(2, LATENTS * 4, 24), draw(2, 1 + STEPS * CODES, 20, seed=1)
+    frame, codes = torch.arange(LATENTS).repeat_interleave(4), torch.tensor([0, 1, 1, 2, 2])
+    for layer, source, mask, turned in (
+        (attn, None, frame[:, None] >= frame[None], turn),
+        (cross, context, frame[:, None] >= codes[None], None),
+    ):
+        theirs = layer(hidden, source, mask, image_rotary_emb=turned)
+        assert not torch.allclose(theirs, layer(hidden, source, None, image_rotary_emb=turned)), "the mask does matter"
+        for way in ATTENTION:
+            layer.set_processor(BlockCausalProcessor(Layout(LATENTS, attention=way)))
+            torch.testing.assert_close(
+                layer(hidden, source, None, image_rotary_emb=turned), theirs, atol=1e-5, rtol=1e-5
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"in_channels": 4}, "with in_channels 5, got 4"),
+        ({"extra_pos_embed_type": "learnable"}, "with extra_pos_embed_type None, got learnable"),
+        ({"patch_size": (1, 1, 1)}, r"with patch_size \(1, 2, 2\), got"),
+        ({"use_crossattn_projection": True}, "with use_crossattn_projection False, got True"),
+    ],
+)
+def test_cosmos_of_another_kind_is_refused(tmp_path, change, told):
+    config = dict(
+        CosmosConfig(latent=4, heads=2, head_width=12, layers=1, adaln_rank=4, context=12).transformer().config
+    )
+    given = {key: value for key, value in (config | change).items() if not key.startswith("_")}
+    CosmosTransformer3DModel(**given).save_pretrained(tmp_path / "transformer")
+    with pytest.raises(ValueError, match=told):
+        CosmosVDM.load(tmp_path)
+
+
+@pytest.mark.parametrize("width", [7, 10, 13])
+def test_heads_that_the_rotary_embedding_cannot_turn(width):
+    with pytest.raises(ValueError, match=f"head_width must be even and at least 12, got {width}"):
+        CosmosConfig(head_width=width)
 
 
 def test_wan_with_another_way_in_is_refused():

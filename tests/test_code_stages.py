@@ -1,6 +1,7 @@
 """extract_codes and train_ar on random clips with an untrained plain LDM, in an empty folder."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -138,6 +139,12 @@ def test_written_codes_are_checked(tmp_path):
             write_codes(tmp_path, clips, wrong, info)
     with pytest.raises(UserError, match="dvc repro extract_codes"):
         read_codes(tmp_path / "nothing")
+
+
+def test_instructions_without_a_word_are_refused():
+    data = SimpleNamespace(instructions=["___", "..."], first=torch.zeros(2, 4, 2, 2))
+    with pytest.raises(UserError, match="expected instructions with letters or digits, got '___'"):
+        train_ar.inputs_of(data)
 
 
 def test_the_transformer_is_trained_and_judged(workspace):

@@ -22,7 +22,7 @@ from release_dit import (
     release_vdm,
 )
 from safetensors.torch import load_file
-from tiny_models import draw, tiny_prior, wake
+from tiny_models import copy_blocks, draw, tiny_prior, wake
 from torch import nn
 
 from vw2.interop.keys_dit import Parts, buffers, from_release, to_release
@@ -206,7 +206,7 @@ def test_true_size_and_all_names():
 @pytest.mark.parametrize("own_time", [False, True])
 def test_at_first_it_changes_nothing_and_then_follows_the_hint(hint, own_time):
     branch, vdm = tiny_branch(awake=False, hint=hint, own_time=own_time)
-    branch.copy_blocks(vdm)
+    copy_blocks(branch, vdm)
     args = given()
     assert all((residual == 0).all() for residual in branch(vdm, *args))
     assert torch.equal(vdm(*args[:4], branch(vdm, *args)), vdm(*args[:4]))
@@ -222,7 +222,7 @@ def test_blocks_are_copies_under_the_same_masks():
         assert mine is not theirs and mine.attn1.processor.layout is vdm.layout is mine.attn2.processor.layout
         assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
     wake(vdm, 3)
-    branch.copy_blocks(vdm)
+    copy_blocks(branch, vdm)
     pairs = [
         (branch.patch_embed, vdm.patch_embed),
         (branch.time_embed, vdm.time_embed),

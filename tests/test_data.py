@@ -79,7 +79,12 @@ def test_split_never_leaves_a_side_empty_and_keeps_what_is_given():
     assert {v.split for v in manifest.assign_splits([entry("a", zeros[0]), entry("b", zeros[1])])} == {"train", "test"}
     given = manifest.assign_splits([entry("a", low, "train"), entry("b", high, "train")])
     assert [video.split for video in given] == ["train", "train"]
-    assert [video.split for video in manifest.assign_splits([entry("a", low)])] == ["train"]
+    for alone in (low, zeros[0]):
+        assert [video.split for video in manifest.assign_splits([entry("a", alone)])] == ["train"]
+        twice = manifest.assign_splits([entry("a", alone), entry("b", alone)])
+        assert [video.split for video in twice] == ["train", "train"], "copies of one film are one film"
+    beside = manifest.assign_splits([entry("a", zeros[0]), entry("b", high, "test")])
+    assert [video.split for video in beside] == ["train", "test"]
 
 
 def test_paths_are_found_from_queued_runs(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from tiny_models import (
     SMALL,
     STEPS,
     clip,
+    copy_blocks,
     draw,
     taught,
     tiny_batch,
@@ -253,7 +254,7 @@ def test_control_changes_nothing_at_the_start():
     prior = tiny_prior()
     torch.manual_seed(1)
     dldm = DLDM(tiny_config(control=ControlConfig(blocks=2)), prior).eval()
-    dldm.control.copy_blocks(dldm.vdm)
+    copy_blocks(dldm.control, dldm.vdm)
     latents = tiny_latents(prior)
     hint = draw(*latents.shape, seed=3)
     codes = dldm.ldm.fsq.to_codes(indices())

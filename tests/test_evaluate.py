@@ -366,6 +366,7 @@ def test_rollouts_of_training_videos_get_their_controls(tmp_path):
     rollouts = pl.DataFrame({"name": ["vw2"], "video": ["train_0"], "sample": [0], "path": ["x"]})
     work = evaluate_stage.list_work(rollouts, ClipStore(tmp_path / "data" / "clips"))
     assert [name for name, *_ in work["train_0"]] == ["ground_truth", "copy_first_frame", "vw2"]
+    assert list(work) == ["train_0"], "controls are of the videos that were rolled out, no others"
 
 
 # The report

@@ -11,7 +11,7 @@ from vw2.models.pretrained import read_weights
 from vw2.models.prior import PriorModelConfig
 from vw2.training.joint import JointConfig
 from vw2.training.judge import pick_unseen
-from vw2.training.prior import PretrainConfig, render_corpus
+from vw2.training.pretrain_prior import PretrainConfig, render_corpus
 from vw2.training.run import LongOptimConfig, OptimConfig
 from vw2.worlds.craft import CraftConfig, render_prior_clip
 

@@ -121,3 +121,16 @@ def test_agrees_with_the_authors(suffix, levels):
     assert torch.equal(codes, last(recorded[f"codes{suffix}"]))
     if not suffix:
         assert torch.equal(fsq.to_codes(torch.arange(1000)), recorded["codebook"])
+
+
+@pytest.mark.parametrize("levels", [(1001,), (1002,), (1003,), (2000, 3), (2,)])
+def test_however_many_levels_the_ends_are_the_last(levels):
+    fsq = FSQ(levels)
+    for end, index in ((-1e3, 0), (1e3, fsq.codebook - 1)):
+        codes, found = fsq(torch.full((1, len(levels)), end))
+        assert found.item() == index and codes.abs().max() <= 1 and torch.equal(fsq.to_codes(found), codes)
+
+
+def test_a_digit_needs_two_levels():
+    with pytest.raises(ValueError, match="at least 2"):
+        FSQ((8, 1))

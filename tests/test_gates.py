@@ -185,7 +185,7 @@ BROKEN = [
     ),
     (
         {"denoise.rise": 0.0},
-        "the codes are ignored: another video's codes raise the denoising loss by 0.00%, more than",
+        "the codes are ignored: another clip's codes raise the denoising loss by 0.00%, more than",
     ),
     ({"render.psnr": {"value": 20.4}}, "the codes are not listened to: a clip's own codes render it only 0.40 dB"),
 ]
@@ -212,12 +212,12 @@ def test_few_codes_of_a_large_codebook_are_not_dead():
     assert any("% of 5,400 usable codes in use" in text for text in check(poor))
 
 
-def test_of_a_single_video_there_are_no_other_codes():
+def test_of_a_single_clip_there_are_no_other_codes():
     moves = [np.stack([np.full((8, 8, 3), 200 * t, np.uint8) for t in range(2)])] * 2
-    draw_same = lambda numbers, codes: moves  # noqa: E731
+    draw_same = lambda numbers, codes: moves[: len(numbers)]  # noqa: E731
     codes = np.zeros((2, 1, 1), int)
-    one, *_ = render_figures(draw_same, moves, codes, ["a", "a"], 0)
-    two, *_ = render_figures(draw_same, moves, codes, ["a", "b"], 0)
+    one, *_ = render_figures(draw_same, moves[:1], codes[:1], ["a"], 0)
+    two, *_ = render_figures(draw_same, moves, codes, ["a", "a"], 0)
     assert set(two) - set(one) == {"render.psnr_other_codes"} and "render.psnr" in one
     dldm, prior = tiny_dldm()
     store = SimpleNamespace(frames=lambda row: to_uint8(clip(1)[0]), index=pl.DataFrame({"video": ["a"]}), at_once=2)
@@ -328,7 +328,7 @@ def test_stages_run_on_pairs_of_frames(workspace):
     assert codes["v0"].shape == (8, 1, 2), "nine frames: eight clips of one step"
     renderer = load_renderer(Path("data/dldm"), Path("data/prior"))
     assert renderer.ldm.config.stride == 1
-    *_, (video,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
+    (video,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
     assert video.shape == (9, 32, 32, 3), "one frame a step, as the real video has"
 
 

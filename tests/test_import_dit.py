@@ -15,12 +15,13 @@ from release_dit import SHAPES, TINY, needs_shapes
 from safetensors.torch import load_file, save_file
 from tiny_models import draw, tiny_config, tiny_ldm, wake
 
-from stages import export_release
+from stages import export_release, import_release
 from stages.import_release import Options, dit
 from vw2.console import UserError
 from vw2.interop.checkpoints import read_checkpoint, write_checkpoint
 from vw2.interop.dit import DiTConfig, import_dit
 from vw2.interop.keys_dit import Parts, buffers, to_release
+from vw2.models.adapt import AdaptConfig
 from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.begin import begin_joint
 from vw2.models.control import ControlBranch, ControlConfig
@@ -29,6 +30,7 @@ from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import load_whole
 from vw2.models.renderer import save_dldm
+from vw2.training.compute import generator
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = 12
@@ -62,6 +64,11 @@ def checkpoint():
 def options(tmp_path) -> Options:
     (tmp_path / "tiny.json").write_text(json.dumps(asdict(CONFIG)))
     return Options(tmp_path / "tiny.json")
+
+
+def ours(key: str) -> bool:
+    """Whether a name of the branch is of a layer that the DiT lacks: of the hint, or one that starts at zero."""
+    return key.startswith(("net_ctrl.x_embedder2.", "net_ctrl.input_hint_block.", "net_ctrl.zero_blocks."))
 
 
 def imported(checkpoint, folder: Path, options: Options, name: str = "theirs.pt") -> str:
@@ -101,7 +108,8 @@ def test_every_tensor_and_the_outputs(tmp_path, options, averaged):
     told = imported(theirs(*plain) | theirs(*ema, ema=True), tmp_path, Options(options.config, ema=averaged))
     count = len(wanted[0].state_dict()), len(wanted[1].state_dict())
     spare = 2 * len(buffers(12)) + 1 + sum(count)  # and all of the other variant
-    assert f"{count[0]} weights fit the DiT; {count[1]} weights fit the control branch; {spare} entries" in told
+    fit = "averaged weights fit" if averaged else "weights fit"
+    assert f"{count[0]} {fit} the DiT; {count[1]} {fit} the control branch; {spare} entries" in told
     folder = tmp_path / "out" / "dit"
     vdm = load_backend(backend(folder), tmp_path / "no prior needed").vdm
     assert same(vdm.state_dict(), wanted[0].state_dict()) and vdm.config == CONFIG.vdm
@@ -112,6 +120,43 @@ def test_every_tensor_and_the_outputs(tmp_path, options, averaged):
     with torch.no_grad():
         mine, ours = vdm(*args[:4], branch(vdm, *args)), wanted[0](*args[:4], wanted[1](wanted[0], *args))
     assert torch.equal(mine, ours) and not torch.equal(mine, plain[0](*args[:4]))
+
+
+@pytest.mark.parametrize("beside", ["net_ctrl.", "in net.", "in both"])
+def test_averages_of_the_dit_alone(tmp_path, options, checkpoint, beside):
+    """The branch is then plain: in names of its own, or as layers of the hint in the plain DiT or in both."""
+    plain, ema = networks(0), networks(1)
+    averages = {key: value for key, value in theirs(*ema, ema=True).items() if key.startswith("net_ema.")}
+    if beside == "net_ctrl.":
+        file, branch = checkpoint | averages, plain[1].state_dict()
+    else:
+        hints = {key.replace("net_ctrl.", "net."): value for key, value in checkpoint.items() if ours(key)}
+        file = {key: value for key, value in checkpoint.items() if key.startswith("net.")} | hints | averages
+        branch = None
+        if beside == "in both":
+            file |= {key.replace("net.", "net_ema."): value + 1 for key, value in hints.items()}
+    told = imported(file, tmp_path, Options(options.config, ema=True))
+    assert f"{len(plain[0].state_dict())} averaged weights fit the DiT; {len(plain[1].state_dict())} " in told
+    assert ("averaged weights fit the control branch" in told) == (beside == "in both")
+    vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm
+    assert same(vdm.state_dict(), ema[0].state_dict())
+    found = load_file(tmp_path / "out" / "dit" / "control.safetensors")
+    assert branch is None or same(found, branch)
+    added = 1 if beside == "in both" else 0
+    zero = found["zero.0.weight"], plain[1].state_dict()["zero.0.weight"] + added
+    assert torch.equal(*zero) and found.keys() == plain[1].state_dict().keys()
+
+
+def test_every_name_that_does_not_fit_can_be_listed(tmp_path, options, checkpoint, capsys):
+    broken = {key: value for key, value in checkpoint.items() if ".mlp." not in key}
+    write_checkpoint(tmp_path / "theirs.pt", broken)
+    for every in (False, True):
+        with pytest.raises(UserError, match="6 missing: blocks.0.mlp.layer1.weight, .* and 3 more"):
+            import_release.main(
+                "dit", tmp_path / "theirs.pt", tmp_path / "out", options.config, None, False, 93, True, every
+            )
+        listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("DiT: missing: blocks.")]
+        assert len(listed) == (6 if every else 0)
 
 
 def test_precision_and_containers_are_kept(tmp_path, options, checkpoint):
@@ -178,16 +223,37 @@ def test_lora_of_the_warm_up(tmp_path, options, checkpoint):
 def test_a_dldm_goes_out_as_it_came(tmp_path, options, checkpoint):
     config, warm = ready(checkpoint, tmp_path, options)
     save_dldm(begin_joint(config, warm, tmp_path).dldm, tmp_path / "data" / "dldm")
-    export_release.dit(tmp_path / "data" / "dldm", tmp_path / "back.pt")
+    export_release.dit(tmp_path / "data" / "dldm", tmp_path / "back.pt", export_release.Options())
     back = read_checkpoint(tmp_path / "back.pt")
     assert {key for key in checkpoint if not key.endswith("_extra_state")} == back.keys()
     weights = [key for key in back if "pos_embedder" not in key]  # their sizes say how long a video may be
     assert same({key: checkpoint[key] for key in weights}, {key: back[key] for key in weights})
     with pytest.raises(UserError, match="holds no dLDM; give the folder"):
-        export_release.dit(warm, tmp_path / "none.pt")
+        export_release.dit(warm, tmp_path / "none.pt", export_release.Options())
     with pytest.raises(UserError, match="expected an LDM with the release's parts"):
-        export_release.tokenizer(warm, tmp_path / "none.pt")
+        export_release.tokenizer(warm, tmp_path / "none.pt", export_release.Options())
     assert not (tmp_path / "none.pt").exists()
+    export_release.dit(tmp_path / "data" / "dldm", tmp_path / "ema.pt", export_release.Options(ema=True))
+    averages = {key.replace(".", "_ema.", 1): value for key, value in back.items()}
+    assert same(read_checkpoint(tmp_path / "ema.pt"), averages)
+
+
+def test_a_dldm_with_lora_and_without_a_branch_goes_out(tmp_path, options, checkpoint):
+    config, warm = ready(checkpoint, tmp_path, options)
+    alone = ControlConfig(blocks=0)
+    for lora in (AdaptConfig(train="lora", rank=2, alpha=4.0), AdaptConfig()):
+        dldm = begin_joint(replace(config, vdm=lora, control=alone), warm, tmp_path).dldm
+        for name, parameter in dldm.vdm.named_parameters():
+            if ".lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=generator(len(name)))
+        want = dldm.vdm(*given()[:4])
+        save_dldm(dldm, tmp_path / "data" / "dldm")
+        export_release.dit(tmp_path / "data" / "dldm", tmp_path / "back.pt", export_release.Options())
+        back = read_checkpoint(tmp_path / "back.pt")
+        assert not any(key.startswith("net_ctrl") or "lora" in key for key in back)
+        imported(back, tmp_path, options, "again.pt")
+        vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm
+        torch.testing.assert_close(vdm(*given()[:4]), want, atol=1e-5, rtol=1e-5)
 
 
 def test_a_dldm_begins_with_both(tmp_path, options, checkpoint):

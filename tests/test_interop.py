@@ -22,6 +22,7 @@ from vw2.data.codes import CodesInfo, read_codes, write_codes
 from vw2.files import read_json
 from vw2.interop.checkpoints import (
     export_weights,
+    flatten,
     import_weights,
     read_checkpoint,
     write_checkpoint,
@@ -103,7 +104,17 @@ def test_buffers_are_made_anew(weights):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(
-    "prefix", ["", "network.", "ldm_net.network.", "model.network.", "_orig_mod.network.", "module.network."]
+    "prefix",
+    [
+        "",
+        "network.",
+        "ldm_net.network.",
+        "model.network.",
+        "_orig_mod.network.",
+        "module.network.",
+        "state_dict.model.ldm_net.network.",
+        "ldm_net.module.network.",
+    ],
 )
 def test_wrapped_names_are_found(tmp_path, weights, prefix, suffix):
     file = tmp_path / f"file{suffix}"
@@ -256,6 +267,32 @@ def test_averaged_weights_of_the_outer_part(weights):
     both |= {f"ldm_net_ema.network.{key}": value for key, value in averaged.items()}
     import_weights(model, both, TOKENIZER, ema=True)
     assert same(export_weights(model, TOKENIZER), averaged)
+
+
+@pytest.mark.parametrize("lead", ["ema.network-", "model.ema.ldm_net-network-"])
+def test_a_tracker_of_averages_keeps_parameters_alone(weights, lead):
+    """Under names without dots; what is no parameter is that of the plain weights."""
+    parameters = {TOKENIZER.theirs(key) for key, _ in tiny().named_parameters()}
+    averaged = {key: value for key, value in export_weights(tiny(1), TOKENIZER).items() if key in parameters}
+    plain = {f"network.{key}": value for key, value in weights.items()}
+    tracked = {lead + key.replace(".", "-"): value for key, value in averaged.items()}
+    model = tiny(2)
+    report = import_weights(model, flatten(plain | tracked, Path("x")), TOKENIZER, ema=True)
+    assert report.fits and report.ema and same(export_weights(model, TOKENIZER), weights | averaged)
+    with pytest.raises(UserError, match="1 missing: encoder.pos_embedding.positional_encoding_gaussian_matrix;"):
+        import_weights(tiny(), flatten(tracked, Path("x")), TOKENIZER, ema=True)
+
+
+def test_constants_may_be_left_out_but_not_be_others(weights):
+    arrange = {key: value for key, value in weights.items() if "patcher3d" not in key}
+    model = tiny(1)
+    report = import_weights(model, arrange, TOKENIZER)
+    assert report.fits and report.fitting == len(weights) - 5 and same(export_weights(model, TOKENIZER), weights)
+
+
+def test_a_file_of_something_else_says_what_it_holds():
+    with pytest.raises(UserError, match=r"none of either \(its names begin with model\); check the file"):
+        import_weights(tiny(), {"model.decoder.weight": torch.zeros(1)}, TOKENIZER)
 
 
 def test_unexpected_entries_may_be_allowed(weights):

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_models import tiny_ldm
 
-from stages.warmup_dldm import train as train_ldm
 from vw2.console import UserError
 from vw2.data.walks import Walked
 from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
+from vw2.training.warmup import train as train_ldm
 
 BASE = {"steps": 10, "batch": 6, "lr": 0.1}
 

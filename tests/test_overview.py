@@ -46,6 +46,12 @@ def test_rare_values_are_counted_together():
     assert list(counts)[0] == "v19" and counts["other"] == 20 - overview.KINDS and sum(counts.values()) == 21
 
 
+def test_a_task_may_be_named_by_prices(tmp_path):
+    priced = frame("a.mp4").with_columns(task=pl.lit("cost_$1_vs_$2"))
+    overview.write_chart(tmp_path / "chart.png", priced)
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
 def test_chart_is_the_same_for_the_same_videos(tmp_path):
     for name in ("one.png", "two.png"):
         overview.write_chart(tmp_path / name, frame("a.mp4"))

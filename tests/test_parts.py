@@ -105,6 +105,21 @@ def wide(batch: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.cat([clip(batch, seed=seed), clip(batch, seed=seed + 1)[..., :16]], dim=-1)
 
 
+@pytest.mark.parametrize("queries, codebook", [(1, 1000), (3, 1000), (8, 1000), (4, 8), (4, 4096), (4, 64000), (1, 8)])
+def test_grid_of_queries_and_codebooks_of_causal_parts(queries, codebook):
+    dldm, prior = dldm_of(queries=queries, codebook=codebook)
+    video = wide()
+    loss, _, _ = dldm.train()(JointBatch(video, video[:, :, :1]), prior.vae, generator(0))
+    loss.backward()
+    assert loss.isfinite() and taught(dldm.ldm.query)
+    index = dldm.eval().ldm.encode(video)
+    assert index.shape == (2, 2, queries) and 0 <= index.min() and index.max() < codebook
+    assert torch.equal(dldm.ldm.fsq.to_index(dldm.ldm.fsq.to_codes(index)), index)
+    coarse = dldm.ldm.coarse(video[:, :, :1], index)
+    changed = (index + codebook // 2) % codebook
+    assert coarse.shape[2] == FRAMES and not torch.equal(dldm.ldm.coarse(video[:, :, :1], changed), coarse)
+
+
 def test_shapes_of_what_is_not_square():
     for settings in (config().ldm, LDMConfig(**SMALL | {"size": SIZE})):
         torch.manual_seed(0)
@@ -244,7 +259,7 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
     theirs = causal_ldm(7, **NARROW | {"query_layers": 2}, size=16, queries=2, connector=CONTEXT)
     write_checkpoint(Path("theirs.pt"), export_weights(theirs, TOKENIZER), "network.")
     Path("tiny.json").write_text((workspace / "data/warmup/config.json").read_text())
-    options = {"config": Path("tiny.json"), "view": None, "ema": False, "strict": True}
+    options = {"config": Path("tiny.json"), "view": None, "ema": False, "strict": True, "every": False}
     import_release.main("tokenizer", Path("theirs.pt"), Path("data/release"), **options)
     for file in Path("data/release/tokenizer").iterdir():
         file.replace(Path("data/warmup") / file.name)
@@ -262,11 +277,11 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
     assert moved == {"encoder", "query", "decoder", "connector"}, "the joint stage began there and taught them all"
     extract_codes.main(params, "vw2")
     codes = read_codes(Path("data/codes"))
-    *_, (drawn,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
+    (drawn,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
     assert drawn.shape == (9, 32, 32, 3)
     # and back into their files
-    export_release.main("tokenizer", Path("data/dldm"), Path("back.pt"))
-    export_release.main("codes", Path("data/codes"), Path("codes.pt"))
+    export_release.main("tokenizer", Path("data/dldm"), Path("back.pt"), "network.", False)
+    export_release.main("codes", Path("data/codes"), Path("codes.pt"), "network.", False)
     import_release.main("tokenizer", Path("back.pt"), Path("data/again"), **options)
     assert torch.equal(load_ldm(Path("data/again/tokenizer")).encode(video), renderer.ldm.encode(video))
     told = torch.load("codes.pt", weights_only=True)

@@ -35,7 +35,7 @@ DVC = [sys.executable, "-m", "dvc"]
 AFTER_CLIPS = ["warmup_dldm", "train_dldm", "extract_codes", "train_ar", "rollout", "evaluate", "report"]
 AFTER_CODES = ["train_ar", "rollout", "evaluate", "report"]
 FROZEN = ["pretrain_prior", "pretrain_ldm", "pretrain_vdm"]
-STAGES = ["ingest", "clip", *FROZEN, "train_classifier", *AFTER_CLIPS]
+STAGES = ["check", "ingest", "clip", *FROZEN, "train_classifier", *AFTER_CLIPS]
 PLAIN = ["train_plain_ldm", "extract_codes", "train_ar", "rollout", "evaluate"]
 slow = pytest.mark.slow
 
@@ -131,7 +131,8 @@ def test_dag_has_the_order_of_the_mission(outline):
     assert below("train_classifier") & set(STAGES) == {"evaluate", "report"}
     assert {"train_dldm", "rollout"} <= below("pretrain_prior")
     assert {"warmup_dldm", "rollout"} <= below("pretrain_ldm")
-    assert {"train_dldm", "rollout"} <= below("pretrain_vdm") and "warmup_dldm" not in below("pretrain_vdm")
+    assert {"train_dldm", "rollout"} <= below("pretrain_vdm")
+    assert set(STAGES) - set(FROZEN) - {"check"} <= below("check"), "the settings are checked before anything is made"
     plain = {f"plain_ldm/dvc.yaml:{name}" for name in PLAIN}
     assert plain <= below("warmup_dldm") and not plain & below("train_dldm"), "the plain LDM never sees the dLDM"
 

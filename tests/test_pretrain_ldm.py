@@ -10,7 +10,7 @@ from stages import pretrain_ldm
 from stages.pretrain_ldm import OUT, main
 from vw2.console import UserError
 from vw2.params import load
-from vw2.training.rounds import LOG, WEIGHTS, PretrainLDMConfig, check_made
+from vw2.training.pretrain_ldm import LOG, WEIGHTS, PretrainLDMConfig, check_made
 from vw2.training.run import OptimConfig
 
 

@@ -25,9 +25,9 @@ from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
-from vw2.models.taught import save_taught
+from vw2.models.vdm_files import save_taught
 from vw2.training.fit import fit
-from vw2.training.listen import PretrainVDMConfig, check_taught, from_codes_alone
+from vw2.training.pretrain_vdm import PretrainVDMConfig, check_taught, from_codes_alone
 from vw2.training.run import OptimConfig
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from tiny_models import causal_ldm, tiny_ldm
 
 from vw2.console import UserError
-from vw2.models.begin import check_same_codes
+from vw2.models.begin import check_same_codes, take_ldm
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import take_over
 from vw2.training.corpus import corpus
@@ -65,6 +65,28 @@ def test_a_warm_ldm_of_other_codes_is_refused(tmp_path):
         check_same_codes(ours.config, ours.config, tmp_path)
         with pytest.raises(UserError, match=f"dldm.{key} is "):
             check_same_codes(theirs.config, ours.config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (lambda: causal_ldm(query_layers=2), lambda: causal_ldm(query_layers=1)),
+        (lambda: causal_ldm(blocks=2), lambda: causal_ldm(blocks=1)),
+        (lambda: tiny_ldm(decoder_blocks=2), lambda: tiny_ldm(decoder_blocks=1)),
+    ],
+    ids=["Q-former", "trunk", "frames"],
+)
+def test_a_warm_ldm_is_taken_whole_or_not_at_all(tmp_path, theirs, ours):
+    for saved, wanted, told in ((theirs(), ours(), "have no place there"), (ours(), theirs(), "are not in")):
+        save_ldm(saved, tmp_path)
+        with pytest.raises(UserError, match=told):
+            take_ldm(wanted, tmp_path)
+        take_ldm(type(saved)(saved.config), tmp_path)
+
+
+def test_a_connector_may_be_left_out(tmp_path):
+    save_ldm(causal_ldm(connector=10), tmp_path)
+    take_ldm(causal_ldm(connector=0), tmp_path)
 
 
 def test_a_checkpoint_on_a_full_disk_says_so():

@@ -146,13 +146,13 @@ def test_one_noise_for_every_clip_of_every_video():
     renderer.render = lambda frame, index, noise, begun: asked.append(noise) or render(frame, index, noise, begun)
     rows = [make_row("a", 2), make_row("b", 1, (1,))]
     assert make_row("a", 2).first.shape == (SIDE, SIDE, 3)
-    list(render_batch(renderer, rows, 0, same_noise=True))
+    render_batch(renderer, rows, 0, same_noise=True)
     drawn = [noise for batch in asked for noise in batch]
     assert len(drawn) == 3 and all(torch.equal(noise, drawn[0]) for noise in drawn)
     asked.clear()
-    list(render_batch(renderer, rows, 1, same_noise=True))
+    render_batch(renderer, rows, 1, same_noise=True)
     assert not torch.equal(asked[0][0], drawn[0]), "another seed, another noise"
     asked.clear()
-    list(render_batch(renderer, rows, 0))
+    render_batch(renderer, rows, 0)
     drawn = [noise for batch in asked for noise in batch]
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

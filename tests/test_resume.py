@@ -75,6 +75,19 @@ def test_resumed_run_equals_straight_run(tmp_path):
     assert curves["loss.tsv"].splitlines()[0] == b"step\tloss" and len(curves["loss.tsv"].splitlines()) == 6
 
 
+@pytest.mark.parametrize("left", ["", "{", None])
+def test_half_a_log_keeps_nothing_from_going_on(tmp_path, left):
+    """A full disk, or a kill while it is written; curves are drawn from the checkpoint."""
+    straight, run, _ = train(tmp_path / "straight")
+    with pytest.raises(Crash):
+        train(tmp_path / "broken", crash_at=7)
+    log = tmp_path / "broken" / "log" / "metrics.json"
+    log.unlink() if left is None else log.write_text(left)
+    resumed, again, seen = train(tmp_path / "broken")
+    assert seen == list(range(4, 10)) and again.history == run.history
+    assert torch.equal(resumed.map.weight, straight.map.weight)
+
+
 def test_crash_before_the_first_checkpoint_and_twice(tmp_path):
     straight = train(tmp_path / "straight")[0]
     for crash_at in (2, 5, 9):

@@ -12,7 +12,7 @@ from vw2.data.codes import CodesInfo, write_codes
 from vw2.media.decode import read_frames
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.renderer import DLDMRenderer, LDMRenderer
-from vw2.rollout import CONTROLS, RolloutConfig, Row, plan, plan_batches, render_all, render_batch
+from vw2.rollout import CONTROLS, RolloutConfig, Row, choose, plan, plan_batches, render_all, render_batch
 from vw2.training.compute import generator
 
 CONFIG = RolloutConfig(samples=3, temperature=1.0, top_p=1.0, batch=2, max_cases=None)
@@ -48,8 +48,7 @@ def make_row(name: str, clips: int, key: tuple[int, ...] = (0,), seed: int = 0, 
 
 
 def videos_of(renderer, rows: list[Row], seed: int = 0) -> list[np.ndarray]:
-    *_, videos = render_batch(renderer, rows, seed)
-    return videos
+    return render_batch(renderer, rows, seed)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +59,21 @@ def test_impossible_settings_are_refused(change):
         replace(CONFIG, **change)
 
 
+def test_some_cases_are_of_every_task():
+    told = {f"v{i}": "fold" if i < 4 else "build" for i in range(7)} | {"v7": "wave"}
+    videos = list(told)
+    assert choose(videos, told, None) == videos == choose(videos, told, 99)
+    assert choose(videos, told, 3) == ["v0", "v4", "v7"]
+    assert choose(videos, told, 5) == ["v0", "v1", "v4", "v5", "v7"]
+
+
 # ---------------------------------------------------------------- chaining
 
 
 def test_clips_share_a_frame():
     rows, counter = [make_row("a", 3), make_row("b", 1, (1,)), make_row("c", 2, (2,))], Counter()
-    *progress, videos = render_batch(counter, rows, 0)
+    progress: list[int] = []
+    videos = render_batch(counter, rows, 0, advance=progress.append)
     assert progress == [3, 2, 1], "rows leave when their codes end"
     for row, video in zip(rows, videos, strict=True):
         clips = len(row.codes)

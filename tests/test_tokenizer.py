@@ -327,6 +327,8 @@ def test_masks_by_hand():
 # Causality, bit for bit
 
 CAUSAL = {"release": {}, "paper": {"view": "prefix"}, "patch 2": OTHERS["patch 2"] | {"view": "prefix"}}
+# its decoder attends to codes where a step has two frames already
+CAUSAL |= {f"patch 2, {n} queries": CAUSAL["patch 2"] | {"queries": n} for n in (1, 2, 3)}
 each_causal = pytest.mark.parametrize("changes", CAUSAL.values(), ids=CAUSAL)
 
 
@@ -353,15 +355,16 @@ def test_later_pixels_change_no_earlier_feature_or_code(changes):
 @torch.no_grad()
 def test_later_codes_change_no_earlier_frame_or_token(changes):
     model = tiny(**changes)
-    index = torch.randint(1000, (1, 3, 4), generator=torch.Generator().manual_seed(0))
+    queries = model.config.queries
+    index = torch.randint(1000, (1, 3, queries), generator=torch.Generator().manual_seed(0))
     first = model.features(clip(1, 1, 32))
     video, tokens = decode(model, first, model.fsq.to_codes(index)), model.tokens(model.fsq.to_codes(index))
-    assert video.shape == (1, 3, 13, 32, 32) and tokens.shape == (1, 12, 10)
-    for token in (0, 1, 4, 11):
+    assert video.shape == (1, 3, 13, 32, 32) and tokens.shape == (1, 3 * queries, 10)
+    for token in sorted({0, 1, queries, 3 * queries - 1}):
         other = index.clone()
         other.view(-1)[token:] = (other.view(-1)[token:] + 501) % 1000
         codes = model.fsq.to_codes(other)
-        seen, now = 1 + 4 * (token // 4), decode(model, first, codes)
+        seen, now = 1 + 4 * (token // queries), decode(model, first, codes)
         assert torch.equal(now[:, :, :seen], video[:, :, :seen])
         assert not torch.equal(now[:, :, seen : seen + 4], video[:, :, seen : seen + 4])
         assert torch.equal(model.tokens(codes)[:, :token], tokens[:, :token])

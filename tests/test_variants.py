@@ -24,7 +24,7 @@ from torch.nn.functional import conv2d, max_pool2d, relu
 
 from vw2.console import UserError
 from vw2.models import losses
-from vw2.models.adapt import AdaptConfig, start_vdm
+from vw2.models.adapt import AdaptConfig, adapt_vdm, start_vdm
 from vw2.models.backends import BackendConfig, load_prior
 from vw2.models.causal import CausalConfig
 from vw2.models.control import ControlConfig
@@ -97,6 +97,18 @@ def test_random_forgets_the_pretrained_weights_and_other_modes_do_not():
         lost = {name for name in before if not torch.equal(before[name], after[name])}
         assert bool(lost) == (train == "random")
         assert not after["transformer.proj_out.weight"].any(), "a fresh VDM of changes also starts by copying"
+
+
+def test_what_lora_learns_is_kept_in_float32():
+    vdm = tiny_prior().vdm.bfloat16()
+    adapt_vdm(vdm, AdaptConfig(train="lora", rank=2))
+    kept = {parameter.dtype for parameter in vdm.parameters() if parameter.requires_grad}
+    assert kept == {torch.float32} and vdm.patch_embed.proj.weight.dtype == torch.bfloat16
+    context = draw(2, 4, 12, seed=2)
+    out = vdm(draw(2, LATENT, 3, 4, 4), torch.tensor([0.3, 0.8]), draw(2, LATENT, 1, 4, 4, seed=1), context)
+    out.square().mean().backward()
+    gradients = [parameter.grad for name, parameter in vdm.named_parameters() if "lora_B" in name]
+    assert all(each.dtype == torch.float32 and each.isfinite().all() for each in gradients)
 
 
 @pytest.mark.parametrize("train", ["lora", "frozen"])

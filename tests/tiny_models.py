@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vw2.models.causal import CausalConfig
-from vw2.models.control import ControlConfig
+from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM, LDMConfig
@@ -109,3 +109,13 @@ def tiny_batch(prior: Prior, batch: int = 2, seed: int = 0) -> JointBatch:
 def tiny_latents(prior: Prior) -> torch.Tensor:
     """(B, C, L, h, w), the clips of `tiny_batch`."""
     return prior.vae.encode(clip(2))
+
+
+def copy_blocks(branch: ControlBranch, vdm: nn.Module) -> None:
+    """Give the branch the VDM's weights, as one has them that is made after the VDM's were loaded."""
+    pairs = [(branch.patch_embed, vdm.patch_embed), (branch.time_embed, vdm.time_embed)]
+    pairs += [(mine, vdm.last()[name]) for name, mine in branch.last.items()]
+    pairs += [(block, vdm.blocks[int(number)]) for number, block in branch.blocks.items()]
+    for mine, theirs in pairs:
+        if mine is not None:
+            mine.load_state_dict(theirs.state_dict())

@@ -108,6 +108,8 @@ def check_record(made: Mapping[str, Any], asked: Mapping[str, Any], group: str, 
         command: what makes the output anew.
     Raises: UserError naming the first parameter that differs.
     """
+    if not isinstance(asked, Mapping):
+        raise UserError(f"{group}: expected a group of keys, got {asked!r}; see {group} in the committed params.yaml")
     made, asked = json.loads(json.dumps([made, asked]))  # tuples become lists
     for key in sorted(set(made) | set(asked)):
         one, two = made.get(key), asked.get(key)

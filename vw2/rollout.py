@@ -5,7 +5,8 @@ Each clip starts from the last frame of the one before; so does its coarse video
 row's video does not depend on what is rendered beside it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +22,8 @@ from vw2.media.encode import write_video
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.ar import ARTransformer, word_ids
 from vw2.models.layers import device_of
+from vw2.models.ldm import LDM
+from vw2.models.renderer import Renderer
 from vw2.scratch import atomic_file
 from vw2.training.compute import generator
 from vw2.training.sequences import first_features
@@ -68,12 +71,17 @@ def plan_batches(rows: Sequence[Row], batch: int) -> list[list[int]]:
 
 @torch.no_grad()
 def render_batch(
-    renderer, rows: Sequence[Row], seed: int, guard: Guardrail = Guardrail(), same_noise: bool = False
-) -> Iterator[int | list[np.ndarray]]:
+    renderer: Renderer,
+    rows: Sequence[Row],
+    seed: int,
+    guard: Guardrail = Guardrail(),
+    same_noise: bool = False,
+    advance: Callable[[int], None] = lambda clips: None,
+) -> list[np.ndarray]:
     """Render rows together; finished videos pass the guardrail.
 
-    Yields: the number of rows rendered after each clip (for a progress bar), and last the videos, each
-        (clips (T - 1) + 1, H, W, 3) uint8: neighbouring clips share one frame.
+    Args: advance: told how many clips were rendered, each time that some were (for a progress bar).
+    Returns: the videos, each (clips (T - 1) + 1, H, W, 3) uint8: neighbouring clips share one frame.
     """
     device = device_of(renderer.ldm)
     frame = to_model(np.stack([row.first for row in rows])[:, None]).to(device)  # (B, 3, 1, H, W)
@@ -92,11 +100,34 @@ def render_batch(
             coarse[i] = end.clone()  # a view would keep the whole clip
         for i, frames in zip(active, to_uint8(video[:, :, 1:]), strict=True):
             parts[i].append(frames)
-        yield len(active)
-    yield [guard.frames(np.concatenate(part)) for part in parts]
+        advance(len(active))
+    return [guard.frames(np.concatenate(part)) for part in parts]
 
 
-def write_codes(ar: ARTransformer, ldm, firsts: list[np.ndarray], told: list[str], keys, config, seed) -> list:
+def choose(videos: Sequence[str], told: dict[str, str], most: int | None) -> list[str]:
+    """At most so many of the videos (None: all), in turns of every instruction, so that each task is among them.
+
+    Args: told: video -> instruction.
+    Returns: them in the order that they came in.
+    """
+    turn = Counter[str]()
+    turns = {}
+    for number, video in enumerate(videos):
+        turns[video] = (turn[told[video]], number)
+        turn[told[video]] += 1
+    chosen = set(sorted(videos, key=turns.__getitem__)[:most])
+    return [video for video in videos if video in chosen]
+
+
+def sample_codes(
+    ar: ARTransformer,
+    ldm: LDM,
+    firsts: list[np.ndarray],
+    told: list[str],
+    keys: list[str],
+    config: RolloutConfig,
+    seed: int,
+) -> list[np.ndarray]:
     """Codes (clips, K, N) that the AR transformer samples for first frames (H, W, 3) uint8 and instructions."""
     frames = to_model(np.stack(firsts)[:, None]).to(device_of(ldm))
     features = torch.cat([first_features(ldm, part) for part in frames.split(64)])
@@ -121,7 +152,7 @@ def plan(cases: list[str], written: list[np.ndarray], codes: CodeStore, firsts: 
 
 
 def render_all(
-    renderer,
+    renderer: Renderer,
     rows: list[Row],
     fps: float,
     config: RolloutConfig,
@@ -137,11 +168,8 @@ def render_all(
             if all(target.exists() for target in targets):
                 bar.resume(sum(len(row.codes) for row in chosen))
                 continue
-            for step in render_batch(renderer, chosen, seed, guard, config.same_noise):
-                if isinstance(step, int):
-                    bar.advance(step)
-                    continue
-                for target, frames in zip(targets, step, strict=True):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with atomic_file(target) as temporary:
-                        write_video(temporary, frames, fps)
+            videos = render_batch(renderer, chosen, seed, guard, config.same_noise, bar.advance)
+            for target, frames in zip(targets, videos, strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(target) as temporary:
+                    write_video(temporary, frames, fps)

@@ -131,18 +131,18 @@ def assign_splits(entries: Iterable[Entry]) -> list[Entry]:
 
     Equal content (the same part of the same file) gets equal splits, whatever its name, and so do all of one kin. If
     that leaves train or test without any video, the digest that is smallest (for test) or largest (for train) moves
-    over, so that two videos suffice for every stage.
+    over, so that two videos suffice for every stage; a single one is train.
     Returns: entries with a split, sorted by id.
     """
     entries = sorted(entries, key=lambda entry: entry.id)
     digests = _families([entry for entry in entries if entry.split is None])
     split = {each: "train" if int(each[:8], 16) % TEST_SHARE else "test" for each in digests.values()}
     present = {entry.split for entry in entries} | set(split.values())
-    if len(entries) > 1 and split:
-        if "test" not in present and (len(split) > 1 or "train" in {entry.split for entry in entries}):
-            split[min(split)] = "test"
-        elif "train" not in present and (len(split) > 1 or "test" in {entry.split for entry in entries}):
+    if split:
+        if "train" not in present:
             split[max(split)] = "train"
+        elif "test" not in present and (len(split) > 1 or "train" in {entry.split for entry in entries}):
+            split[min(split)] = "test"
     return [entry if entry.split else replace(entry, split=split[digests[entry.id]]) for entry in entries]
 
 

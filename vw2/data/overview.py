@@ -83,7 +83,8 @@ def write_chart(path: Path, frame: pl.DataFrame) -> None:
     if len(shares) > BARS:
         names, counts = [*names, "other"], [*counts, int(shares["count"][BARS:].sum())]
     right.barh(range(len(names)), [100 * count / len(frame) for count in counts])
-    right.set(title="Share of each task", xlabel="percent of videos", yticks=range(len(names)), yticklabels=names)
+    right.set(title="Share of each task", xlabel="percent of videos", yticks=range(len(names)))
+    right.set_yticklabels(names, parse_math=False)  # a name may hold dollars
     right.invert_yaxis()
     with atomic_file(Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=90, metadata={"Software": None})

@@ -14,8 +14,7 @@ import polars as pl
 
 from vw2.console import UserError
 from vw2.evaluation.intervals import Estimate, bootstrap_mean, mean_by_video, success_interval
-from vw2.evaluation.success import conditional_success, mean_steps, survival
-from vw2.evaluation.videos import N_STEPS
+from vw2.evaluation.success import N_STEPS, conditional_success, mean_steps, survival
 from vw2.files import read_table
 
 COPY, CEILING = "copy_first_frame", "ground_truth"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CONTROLS = ("ground_truth", "ground_truth_codes", "shuffled_codes", "random_codes", "copy_first_frame")
+from vw2.evaluation.benchmark import CONTROLS
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,16 @@ def pooled_psnr(rendered: list[np.ndarray], real: list[np.ndarray], videos: list
     return Estimate(psnr_of(ratio.value), to_db(ratio.high), to_db(ratio.low), ratio.n)
 
 
-def other_video(videos: list[str]) -> np.ndarray:
-    """For each clip the number of a clip of another video, the same for every call (our choice: half-way round).
+def other_clip(videos: list[str]) -> np.ndarray:
+    """For each clip the number of one of another video, the same for every call (our choice: half-way round).
 
-    Its own where there is a single video.
+    Where there is a single video: of another of its clips.
     """
     n = len(videos)
     picks = np.empty(n, int)
     for i in range(n):
         candidates = [(i + n // 2 + k) % n for k in range(n)]
-        picks[i] = next((j for j in candidates if videos[j] != videos[i]), i)
+        picks[i] = next((j for j in candidates if videos[j] != videos[i]), candidates[0])
     return picks
 
 
@@ -45,7 +45,7 @@ def render_figures(
     seed: int,
     prefix: str = "render",
 ) -> tuple[dict[str, dict], list[np.ndarray], list[np.ndarray]]:
-    """render.psnr, render.psnr_other_codes (of several videos only), render.psnr_copy of a set of clips.
+    """render.psnr, render.psnr_other_codes (of several clips only), render.psnr_copy of a set of clips.
 
     Args:
         draw: (clip numbers, codes (B, K, N)) -> rendered clips; draws on the clips' own first frames.
@@ -56,8 +56,8 @@ def render_figures(
     """
     numbers = np.arange(len(real))
     own = draw(numbers, codes)
-    several = len(set(videos)) > 1
-    other = draw(numbers, codes[other_video(videos)]) if several else own
+    several = len(real) > 1
+    other = draw(numbers, codes[other_clip(videos)]) if several else own
     if not any(moving_error(clip, clip)[1] for clip in real):
         return {}, own, other
     copies = [np.repeat(clip[:1], len(clip), 0) for clip in real]

@@ -11,6 +11,7 @@ import polars as pl
 from vw2.evaluation.intervals import bootstrap_mean, success_interval
 from vw2.evaluation.labels import CLASSES, IGNORED, label_rows
 from vw2.evaluation.success import (
+    N_STEPS,
     accuracy,
     expected_calibration_error,
     final_state,
@@ -23,8 +24,6 @@ from vw2.models.classifier import StepClassifier
 from vw2.training.frames import FrameSet
 from vw2.worlds.paper import KEY_STEPS
 from vw2.worlds.script import BLOCK_TASKS
-
-STEPS = 7  # key steps of a paper task
 
 Figures = dict[str, dict[str, float | int | None]]
 
@@ -60,8 +59,11 @@ def frame_figures(said: dict[str, np.ndarray], labels: np.ndarray, rows: pl.Data
         for key, hits, among in (("sensitivity", said_so, own), ("specificity", ~said_so, ~own)):
             if own.any() and among.any():
                 figures[f"{key}.{name}"] = success_interval(hits[among], videos[known][among], seed)
-    visible = rows["hand_visible"].to_numpy()
-    figures["hand_visible"] = success_interval((said["visible"] > 0.5) == visible, videos, seed)
+    told = rows["hand_visible"].is_not_null().to_numpy()  # a crop may have moved the hands: then nobody knows
+    visible = rows["hand_visible"].fill_null(False).to_numpy()
+    if told.any():
+        right_hand = (said["visible"] > 0.5) == visible
+        figures["hand_visible"] = success_interval(right_hand[told], videos[told], seed)
     if visible.any():
         true = rows.select("hand_x", "hand_y").to_numpy()[visible]
         distance = np.linalg.norm(said["hand"][visible] - true, axis=1) * side
@@ -88,12 +90,12 @@ def ceilings(classes: np.ndarray, rows: pl.DataFrame, hold: int, seed: int) -> F
     for (video, task), own in numbered.group_by("video", "task", maintain_order=True):
         said = own.sort("shown")["said"].to_numpy()
         if task in KEY_STEPS:
-            reached[video] = steps_reached(said, step_targets(task, CLASSES, STEPS), hold)
+            reached[video] = steps_reached(said, step_targets(task, CLASSES, N_STEPS), hold)
         elif task in BLOCK_TASKS:
             built.setdefault(task, {})[video] = final_state(said, CLASSES.index(task), hold)
     figures = {}
     if reached:
-        steps = survival(list(reached.values()), list(reached), STEPS, seed)
+        steps = survival(list(reached.values()), list(reached), N_STEPS, seed)
         figures |= {f"paper.step_{k}": each.as_dict() for k, each in enumerate(steps, 1)}
     for task, videos in sorted(built.items()):
         rate = success_interval(list(videos.values()), list(videos), seed)

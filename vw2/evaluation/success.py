@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from vw2.evaluation.intervals import Estimate, bootstrap_mean, success_interval
 
 Order = Literal["strict", "loose"]  # what a key step before its turn means
+N_STEPS = 7  # key steps of a paper task (VideoWorld 2, sec. 5)
 UNCLEAR = -1  # predicted class of a frame about which the classifier is not sure enough
 
 
@@ -39,7 +40,7 @@ def predict(probabilities: ArrayLike, threshold: float = 0.0) -> np.ndarray:
     return np.where(probabilities.max(1) >= threshold, probabilities.argmax(1), UNCLEAR)
 
 
-def step_targets(task: str, names: Sequence[str], n_steps: int = 7) -> list[int]:
+def step_targets(task: str, names: Sequence[str], n_steps: int = N_STEPS) -> list[int]:
     """Class numbers of "<task>_1" ... "<task>_n", the key steps of a paper task in their order.
 
     Raises: ValueError naming the class that the classifier does not know.

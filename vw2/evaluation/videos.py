@@ -20,10 +20,9 @@ import polars as pl
 from vw2.console import UserError
 from vw2.data.frame_rate import source_index
 from vw2.evaluation.quality import Perceptual, align, lpips_distance, video_quality
-from vw2.evaluation.success import Order, final_state, predict, step_targets, steps_reached
+from vw2.evaluation.success import N_STEPS, Order, final_state, predict, step_targets, steps_reached
 from vw2.media.decode import MediaError, read_frames
 
-N_STEPS = 7  # key steps of a paper task (VideoWorld 2, sec. 5)
 HAND_SIDE = 64  # hand distances are given in pixels of a picture this wide, whatever the clips' size
 UNCLEAR = "unclear"  # final state without a majority
 

@@ -5,7 +5,8 @@ What is particular to a model, its names above all, stands in a `KeyMap` (keys_t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from vw2.scratch import atomic_file
 
 # put into names by torch.compile, FSDP, activation checkpointing
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# top-level keys of a file, and what DistributedDataParallel puts into names
-CONTAINERS = ("model.", "state_dict.", "module.", "model.module.", "state_dict.module.")
+# what may stand before bare names: top-level keys of a file, and what DistributedDataParallel puts there
+CONTAINERS = ("", "model.", "state_dict.", "module.", "model.module.", "state_dict.module.")
+AVERAGES = ("ema", "model_ema")  # parts of names of averaged weights, beside those that end with _ema
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # smaller ones need scales
 SHOWN = 3  # names of each kind in a sentence
 DEPTH, ENTRIES = 16, 200_000  # the most of nested dictionaries; no training state comes near, hostile files do
@@ -49,6 +51,7 @@ class KeyReport:
     mistyped: tuple[str, ...] = ()  # "name (expected ..., got ...)": other numbers than floating, finite ones
     altered: tuple[str, ...] = ()  # constants that are not what they should be
     elsewhere: int = 0  # entries of the file that belong to other models or variants
+    ema: bool = False  # these are the averaged weights
 
     @property
     def complete(self) -> bool:
@@ -62,10 +65,28 @@ class KeyReport:
 
     def sentence(self) -> str:
         """All of it in words."""
+        parts = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in self.kinds().items()]
+        weights = "averaged weights" if self.ema else "weights"
+        return f"{self.fitting} {weights} fit the {self.title}" + "".join(f"; {part}" for part in parts)
+
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """What does not fit, by kind; only kinds that there are."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshaped}
         kinds |= {"of other numbers": self.mistyped, "of another value": self.altered}
-        parts = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
-        return f"{self.fitting} weights fit the {self.title}" + "".join(f"; {part}" for part in parts)
+        return {kind: keys for kind, keys in kinds.items() if keys}
+
+    def lines(self) -> list[str]:
+        """All names that do not fit, one a line."""
+        return [f"{self.title}: {kind}: {key}" for kind, keys in self.kinds().items() for key in keys]
+
+
+class Misfit(UserError):
+    """A checkpoint does not fit; `reports` say all that the sentence has no room for."""
+
+    def __init__(self, reports: list[KeyReport]):
+        self.reports = reports
+        sentences = "; ".join(report.sentence() for report in reports)
+        super().__init__(f"{sentences}; choose the file or the model's configuration accordingly")
 
 
 def _some(keys: tuple[str, ...]) -> str:
@@ -110,6 +131,9 @@ def flatten(tree: Mapping, path: Path) -> dict[str, Tensor]:
             continue
         for wrapper in WRAPPERS:
             name = name.replace(wrapper, "")
+        head, _, last = name.rpartition(".")
+        if averaged(head):  # trackers of averages write ema.net-blocks-0-..., as no buffer's name may hold dots
+            name = f"{head}.{last.replace('-', '.')}"
         if kind := oddity(value):
             raise UserError(f"{path}: {name} is a {kind} tensor, expected one with all its values; save it dense")
         found[name] = value
@@ -126,17 +150,35 @@ def entries(tree: Mapping, path: Path, prefix: str = "", depth: int = DEPTH) -> 
             yield from entries(value, path, f"{prefix}{key}.", depth - 1)
 
 
-def variants(prefixes: tuple[str, ...]) -> dict[bool, list[str]]:
-    """Whether averaged (EMA) -> what may stand before a model's names, the longest first."""
-    plain = ["", *prefixes]
-    averaged = [f"{ema}{prefix}" for ema in ("ema.", "model_ema.") for prefix in plain]
-    averaged += [f"{prefix[:-1]}_ema." for prefix in prefixes]
-    averaged += [f"{head}_ema.{rest}" for head, _, rest in (prefix.partition(".") for prefix in prefixes)]
-    full = {ema: [c + p for c in ("", *CONTAINERS) for p in group] for ema, group in ((False, plain), (True, averaged))}
-    return {ema: sorted(group, key=len, reverse=True) for ema, group in full.items()}
+def averaged(lead: str) -> bool:
+    """Whether what stands before a name says that the weights are averaged (EMA)."""
+    return any(part in AVERAGES or part.endswith("_ema") for part in lead.split("."))
 
 
-def select(weights: Mapping[str, Tensor], names: set[str], keys: KeyMap, ema: bool = False) -> dict[str, Tensor]:
+def plain(lead: str) -> str:
+    """What stands before a name without its signs of averaging: model.network_ema. -> model.network."""
+    parts = [part.removesuffix("_ema") for part in lead.split(".") if part not in AVERAGES]
+    return ".".join(parts)
+
+
+def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -> dict[bool, str | None]:
+    """Whether averaged (EMA) -> what stands before the most of a model's names in a file, None if nothing does.
+
+    It is one of CONTAINERS, or ends with one of the model's prefixes, whatever stands before that.
+    Args: names: the authors' names of the model's entries.
+    """
+    count: Counter[str] = Counter()
+    for key in weights:
+        parts = key.split(".")
+        count.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
+    ours = lambda lead: lead in CONTAINERS or f".{lead}".endswith(tuple(f".{each}" for each in keys.prefixes))  # noqa: E731
+    best: dict[bool, str | None] = {False: None, True: None}
+    for lead in sorted(filter(lambda lead: ours(plain(lead)), count), key=lambda lead: (count[lead], len(lead))):
+        best[averaged(lead)] = lead
+    return best
+
+
+def select(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap, ema: bool = False) -> dict[str, Tensor]:
     """The entries of one model in a file, without what stands before their names.
 
     Args:
@@ -144,18 +186,16 @@ def select(weights: Mapping[str, Tensor], names: set[str], keys: KeyMap, ema: bo
         ema: the averaged weights rather than those of the last step.
     Raises: UserError if the file holds none, naming the variant that it does hold.
     """
-    found = {}
-    for kind, prefixes in variants(keys.prefixes).items():
-        best = max(prefixes, key=lambda prefix: sum(prefix + name in weights for name in names))
-        found[kind] = best if any(best + name in weights for name in names) else None
-    if found[ema] is None:
-        other = found[not ema] is not None
+    found = leads(weights, names, keys)
+    prefix, rival = found[ema], found[not ema]
+    if prefix is None:
         wanted, got = ("averaged (EMA)", "the plain ones") if ema else ("plain", "averaged (EMA) ones")
-        what = f"only {got}; turn EMA {'off' if ema else 'on'}" if other else "none of either; check the file"
+        heads = ", ".join(sorted({key.partition(".")[0] for key in weights})[:SHOWN])
+        neither = f"none of either (its names begin with {heads}); check the file"
+        what = neither if rival is None else f"only {got}; turn EMA {'off' if ema else 'on'}"
         raise UserError(f"expected {wanted} weights of the {keys.title}, the file holds {what}")
-    prefix = found[ema]
-    rivals = [each for each in (found[not ema],) if each and each.startswith(prefix)]
-    own = {key: value for key, value in weights.items() if key.startswith(prefix) and not key.startswith(tuple(rivals))}
+    rivals = (rival,) if rival and rival.startswith(prefix) else ()
+    own = {key: value for key, value in weights.items() if key.startswith(prefix) and not key.startswith(rivals)}
     if not prefix:  # next to other models only what bears one of our first names can be ours
         heads = {name.split(".")[0] for name in names}
         own = {key: value for key, value in own.items() if key.split(".")[0] in heads}
@@ -180,12 +220,18 @@ def import_weights(
 def import_models(
     weights: Mapping[str, Tensor], models: Mapping[KeyMap, nn.Module], ema: bool = False, strict: bool = True
 ) -> list[KeyReport]:
-    """`import_weights` of several models that share a checkpoint: all of them or none, one sentence for all."""
-    found = {keys: find(model, weights, keys, ema) for keys, model in models.items()}
+    """`import_weights` of several models that share a checkpoint: all of them or none, one sentence for all.
+
+    With `ema`, a model of which the file holds plain weights alone is given these, if another has averaged ones.
+    """
+    averages = {keys: leads(weights, _names(model, keys), keys)[True] is not None for keys, model in models.items()}
+    found = {
+        keys: find(model, weights, keys, ema and (averages[keys] or not any(averages.values())))
+        for keys, model in models.items()
+    }
     reports = [report for _, report in found.values()]
     if not all(report.fits if strict else report.complete for report in reports):
-        sentences = "; ".join(report.sentence() for report in reports)
-        raise UserError(f"{sentences}; choose the file or the model's configuration accordingly")
+        raise Misfit(reports)
     for keys, model in models.items():
         hollow = any(tensor.is_meta for tensor in model.state_dict().values())
         model.load_state_dict(separate(found[keys][0]) if hollow else found[keys][0], assign=hollow)
@@ -206,15 +252,25 @@ def find(
     model: nn.Module, weights: Mapping[str, Tensor], keys: KeyMap, ema: bool = False
 ) -> tuple[dict[str, Tensor], KeyReport]:
     """What a checkpoint holds of `model`, by our names, and how it fits; `model` is only looked at."""
-    ours = model.state_dict()
-    names = {keys.theirs(key): key for key in ours}
-    constants = keys.constants(model)
-    wanted = {theirs: ours[key] for theirs, key in names.items()} | constants
-    own = select(weights, set(wanted), keys, ema)
-    own = {key: value for key, value in own.items() if key in wanted or not keys.spare(key)}
+    ours, names, constants = model.state_dict(), _names(model, keys), keys.constants(model)
+    known = set(names) | set(constants)
+    own = select(weights, known, keys, ema)
+    if ema and leads(weights, known, keys)[False] is not None:  # averages are of parameters, other entries are not
+        parameters = {keys.theirs(key) for key, _ in model.named_parameters()}
+        rest = select(weights, known, keys)
+        own |= {key: rest[key] for key in known - parameters - set(own) if key in rest}
+    own = {key: value for key, value in own.items() if key in known or not keys.spare(key)}
+    # constants follow from the configuration, so they may be left out, but not be others
+    wanted = {theirs: ours[key] for theirs, key in names.items()} | {k: v for k, v in constants.items() if k in own}
     report = compare(own, wanted, keys.title, elsewhere=len(weights) - len(own))
     altered = tuple(key for key, value in constants.items() if key in own and not _same(own[key], value))
-    return {key: own[theirs] for theirs, key in names.items() if theirs in own}, replace(report, altered=altered)
+    found = {key: own[theirs] for theirs, key in names.items() if theirs in own}
+    return found, replace(report, altered=altered, ema=ema)
+
+
+def _names(model: nn.Module, keys: KeyMap) -> dict[str, str]:
+    """The authors' names of a model's weights -> ours."""
+    return {keys.theirs(key): key for key in model.state_dict()}
 
 
 def compare(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], title: str, elsewhere: int = 0) -> KeyReport:

@@ -82,7 +82,7 @@ def _integers(value: object, depth: int = 2) -> np.ndarray:
         return _narrow(value)
     if not isinstance(value, list | tuple) or not depth:
         raise TypeError(type(value).__name__)
-    if all(isinstance(each, int) for each in value):
+    if all(isinstance(each, int | np.integer) for each in value):
         return _narrow(np.array(value))
     rows = [_integers(each, depth - 1) for each in value]
     if len({row.shape for row in rows}) > 1:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vw2.console import UserError, refusals
 from vw2.interop.checkpoints import KeyReport, import_models
-from vw2.interop.keys_dit import CONTROL, DIT, PLAIN, Parts, buffers, to_release
+from vw2.interop.keys_dit import CONTROL, DIT, EMA, PLAIN, Parts, buffers, to_release
+from vw2.models.adapt import merged
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.dldm import DLDM
@@ -70,21 +71,27 @@ def without_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def export_dit(dldm: DLDM) -> dict[str, Tensor]:
+def export_dit(dldm: DLDM, ema: bool = False) -> dict[str, Tensor]:
     """VDM and control branch under the authors' names, with the buffers that their networks keep beside the weights.
 
-    Raises: ValueError if their networks have no place for a weight, UserError if there is no such branch.
+    LoRA is merged into the weights that it adapts. Without a control branch (`dldm.control.blocks` 0) the VDM alone.
+
+    Args:
+        ema: use the names of averaged weights.
+    Raises: ValueError if their networks have no place for a weight, UserError if they have no such branch.
     """
-    config, branch = dldm.config, dldm.control
+    config, numbers = dldm.config, dldm.config.control.numbers
     kind = (config.backend.kind, config.control.hint, config.control.own_time)
-    if kind != ("cosmos", "mlp", True) or not config.control.numbers:
+    if kind[0] != "cosmos" or numbers and kind[1:] != ("mlp", True):
         raise UserError(
             "expected a dLDM with dldm.backend.kind cosmos, dldm.control.hint mlp and dldm.control.own_time true, "
             f"got {', '.join(map(str, kind))}; begin with `python -m stages.preset release`"
         )
-    kept = buffers(dldm.vdm.config.head_width)
-    rest = {prefix + key: value for prefix in PLAIN for key, value in kept.items()}
-    return to_release(Parts(dldm.vdm.state_dict(), branch.state_dict(), rest))
+    sizes = dldm.vdm.config
+    kept = buffers(sizes.head_width, sizes.max_size[0], max(sizes.max_size[1:]))
+    prefixes = (EMA if ema else PLAIN)[: 2 if numbers else 1]
+    rest = {prefix + key: value for prefix in prefixes for key, value in kept.items()}
+    return to_release(Parts(merged(dldm.vdm), dldm.control.state_dict() if numbers else {}, rest), ema)
 
 
 def write_dit(folder: Path, vdm: CosmosVDM, control: ControlBranch | None) -> None:

@@ -102,17 +102,16 @@ def apart(state: State, blocks: Container[int]) -> State:
     hints = [(key, name) for key in state for name in HINT if key.startswith(name) or f".{name}" in key]
     if not hints or any(prefix[:-1] in key for key in state for prefix in ("net_ctrl.", "net_ctrl_ema.")):
         return state
-    key, name = hints[0]
-    lead = key[: key.index(name)]
-    averaged = lead.endswith(EMA[0])
-    container = lead.removesuffix(EMA[0] if averaged else PLAIN[0])
-    trunk, branch = (container + prefix for prefix in (EMA if averaged else PLAIN))
+    shared = sorted({key[: key.index(name)] for key, name in hints}, key=len, reverse=True)  # net., net_ema., both
     found = {}
     for key, value in state.items():
-        bare = key.removeprefix(lead)
-        if not key.startswith(lead):
+        lead = next((each for each in shared if key.startswith(each)), None)
+        if lead is None:
             found[key] = value
             continue
+        kinds = EMA if lead.endswith(EMA[0]) else PLAIN
+        trunk, branch = (lead.removesuffix(kinds[0]) + prefix for prefix in kinds)
+        bare = key.removeprefix(lead)
         elsewhere = bare.startswith(CONTROL_BLOCKS[0]) and int(bare.split(".")[1]) not in blocks
         if not elsewhere and _translate(bare, CONTROL_FLAT, CONTROL_BLOCKS, BLOCK):
             found[branch + bare] = value

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from vw2.models.port import VideoPrior
 
@@ -53,7 +53,10 @@ def _none(vdm: nn.Module, config: AdaptConfig) -> None:
 
 
 def _lora(vdm: nn.Module, config: AdaptConfig) -> None:
-    """Low-rank matrices on queries, keys, values and outputs of every attention (peft); all else stands still."""
+    """Low-rank matrices on queries, keys, values and outputs of every attention (peft); all else stands still.
+
+    They are kept in float32 whatever the VDM's precision is (peft would take that): small steps vanish in bfloat16.
+    """
     import vw2.torchvision_ops  # noqa: F401  (must come before peft, which imports transformers)
 
     # isort: split
@@ -63,6 +66,22 @@ def _lora(vdm: nn.Module, config: AdaptConfig) -> None:
     inject_adapter_in_model(
         LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(ATTENTION), lora_dropout=0.0), vdm
     )
+    for parameter in vdm.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def merged(vdm: nn.Module) -> dict[str, Tensor]:
+    """The weights of the VDM under their plain names; what LoRA adds is added to the VDM's own for good."""
+    import vw2.torchvision_ops  # noqa: F401  (as above)
+
+    # isort: split
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in vdm.modules():
+        if isinstance(layer, BaseTunerLayer) and not layer.merged:
+            layer.merge()
+    return {key.replace(".base_layer.", "."): value for key, value in vdm.state_dict().items() if ".lora_" not in key}
 
 
 ADAPTERS: dict[str, Callable[[nn.Module, AdaptConfig], None]] = {

@@ -47,9 +47,10 @@ class ARConfig:
     unknown: float = 0.02  # share of words shown as <unk> in training, so that <unk> has a meaning
 
     def __post_init__(self):
-        if self.width % (2 * self.heads):
+        if self.width < 1 or self.heads < 1 or self.width % (2 * self.heads):
             raise ValueError(
-                f"ar.model.width must be a multiple of 2 ar.model.heads, got {self.width} and {self.heads}; round it"
+                "ar.model.width must be a multiple of 2 ar.model.heads, both above 0, "
+                f"got {self.width} and {self.heads}; round it"
             )
         if min(self.layers, self.max_clips) < 1 or not (0 <= self.dropout < 1 and 0 <= self.unknown < 1):
             raise ValueError(
@@ -159,7 +160,7 @@ class ARTransformer(nn.Module):
                 intermediate_size=64 * math.ceil(width * 8 / 3 / 64),
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
-                attention_dropout=0.0,  # with any CPUs have no fused attention; dropout is where it begins and ends
+                attention_dropout=0.0,  # else CPUs have no fused attention; dropout is before and behind the layers
                 max_position_embeddings=self.prefix_length + config.max_clips * shape.per_clip,
             )
         )

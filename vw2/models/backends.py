@@ -174,8 +174,12 @@ def load_backend(config: BackendConfig, prior: Path) -> VideoPrior:
 
 
 def check_size(pair: VideoPrior, height: int, width: int) -> None:
-    """Raise UserError unless pictures of this size, pixels, divide into the tokens of the VDM."""
+    """Raise UserError unless pictures of this size, pixels, divide into the tokens of the VDM, and not too many."""
     side = pair.vae.side * pair.vdm.patch
+    if max(height, width) > (most := side * pair.vdm.most):
+        raise UserError(
+            f"this back end needs clip.height and clip.width to be at most {most} pixels, got {height} and {width}"
+        )
     if height % side or width % side:
         raise UserError(
             f"this back end needs clip.height and clip.width to be multiples of {side} pixels, got {height} and {width}"

@@ -10,11 +10,11 @@ from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
-from vw2.models.ldm import LDMConfig
+from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import read_ldm_config
-from vw2.models.pretrained import load_whole, read_safetensors, take_over
+from vw2.models.pretrained import load_whole, read_safetensors, take_over, unused
 from vw2.models.renderer import DLDMRenderer
-from vw2.models.taught import take_projection, take_vdm
+from vw2.models.vdm_files import take_projection, take_vdm
 
 
 def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
@@ -50,6 +50,21 @@ def check_precision(config: DLDMConfig) -> None:
         )
 
 
+def take_ldm(ldm: LDM, folder: Path) -> None:
+    """Give the LDM all the weights of one in a folder; only a connector may be left out, which the codes do not need.
+
+    Raises: UserError if either has weights that the other lacks: a part of an LDM draws, but other things.
+    """
+    file = folder / "ldm.safetensors"
+    left, more = take_over(ldm, file), [key for key in unused(ldm, file) if not key.startswith("connector.")]
+    for names, where in ((left, f"are not in {folder}"), (more, f"of {folder} have no place there")):
+        if names:
+            raise UserError(
+                f"{len(names)} weights of the LDM that the group dldm asks for {where}, {names[0]} among them; put the "
+                "group back as it was, or make it anew (dvc repro; data/pretrained: python -m stages.pretrain_ldm)"
+            )
+
+
 def read_tokens(file: Path, most: int, width: int) -> Tensor:
     """The one tensor of a safetensors file, context tokens (n, width), filled up to `most` with zeros (release).
 
@@ -72,7 +87,7 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path
     Args:
         warm: folder of the LDM of the warm-up (or of its pretraining).
         prior_folder: of the mini prior.
-        taught: folder of its VDM and of a projection that have learned to read codes (vw2.models.taught), to begin with
+        taught: folder of a VDM and a projection that have learned to read codes (vw2.models.vdm_files), to begin with
             instead; None: with the prior's own and a random one.
     Raises: UserError if the LDM that `config` asks for is another one, or the VDM that was taught, the control branch's
         weights or the tokens of `dldm.guidance_against` do not fit.
@@ -88,11 +103,7 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path
     if taught is not None:
         take_projection(dldm.projection, taught)
     check_same_codes(read_ldm_config(warm), config, warm)
-    if left := take_over(dldm.ldm, warm / "ldm.safetensors"):
-        raise UserError(
-            f"{len(left)} weights of the LDM that the group dldm asks for are not in {warm}, {left[0]} among them; "
-            "put the group back as it was, or make it anew (dvc repro; data/pretrained: python -m stages.pretrain_ldm)"
-        )
+    take_ldm(dldm.ldm, warm)
     if config.control.weights is not None:
         load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")
     if config.guidance_against is not None:

@@ -128,7 +128,8 @@ class TimeAttention(SpaceAttention):
 
 
 class CausalCrossAttention(nn.Module):
-    """Residual attention (one head) of pixels to code tokens: frame i, from 0, sees the first (i + 1) n tokens.
+    """Residual attention (one head) of pixels to code tokens: of L frames frame i, from 0, sees the first (i + 1) M / L
+    of M tokens, one that is shared by two frames included.
 
     Args:
         source: width of the tokens.
@@ -140,12 +141,12 @@ class CausalCrossAttention(nn.Module):
         self.to_kv, self.to_out = nn.Linear(source, 2 * channels), SpaceConv(channels, channels)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """x (B, C, L, h, w), tokens (B, M, source) with M = L n -> like x."""
+        """x (B, C, L, h, w), tokens (B, M, source) -> like x; M and L are multiples of the code steps."""
         frames, (height, width) = x.shape[2], x.shape[3:]
         key, value = self.to_kv(tokens)[:, None].chunk(2, -1)
         query = rearrange(self.to_q(self.norm(x)), "b c l h w -> b 1 (l h w) c")
-        step = torch.arange(tokens.shape[1], device=x.device) // (tokens.shape[1] // frames)
-        mask = torch.arange(frames, device=x.device)[:, None] >= step  # (L, M)
+        frame, token = torch.arange(frames, device=x.device), torch.arange(tokens.shape[1], device=x.device)
+        mask = (frame[:, None] + 1) * len(token) > token * frames  # (L, M)
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask.repeat_interleave(height * width, 0))
         return x + self.to_out(rearrange(mixed, "b 1 (l h w) c -> b c l h w", l=frames, h=height))
 

@@ -22,6 +22,7 @@ from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 from vw2.console import UserError
 from vw2.files import read_json
 from vw2.models.pretrained import read_weights
+from vw2.models.settings import settings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what DINOv2 was trained with
 HIDDEN = 64  # width of the layer between features, and hand visible and angle
@@ -43,6 +44,8 @@ class BackboneConfig:
     revision: str = "ed25f3a31f01632728cabb09d1542f84ab7b0056"  # commit on the hub
 
     def __post_init__(self):
+        if min(self.embedding, *self.hidden, *self.depths) < 1:
+            raise ValueError("classifier.model.backbone: embedding, hidden and depths must be at least 1; raise them")
         if not self.hidden or len(self.hidden) != len(self.depths):
             raise ValueError(
                 "classifier.model.backbone.hidden and depths need one number per stage, "
@@ -64,6 +67,8 @@ class ClassifierConfig:
     def __post_init__(self):
         if self.size < 1:
             raise ValueError(f"classifier.model.size must be at least 1, got {self.size}; raise it")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"classifier.model.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
         if self.backbone.kind == "dinov2" and self.size % 14:
             near = max(1, round(self.size / 14)) * 14
             raise ValueError(f"classifier.model.size must be a multiple of 14 for dinov2, got {self.size}; try {near}")
@@ -84,64 +89,80 @@ class FrameBatch:
 
 
 class Backbone(nn.Module):
-    """Frames -> features: pooled (B, D) and map (B, D, h, w).
+    """Frames (B, 3, S, S) in [-1, 1] -> features: pooled (B, D) and map (B, D, h, w)."""
 
-    Args:
-        config: which backbone.
-        architecture: dict of a Dinov2Config; without it the pretrained weights are fetched.
-    """
+    width: int  # D
+    architecture: dict | None = None  # what is needed to build it without its pretrained weights
 
-    def __init__(self, config: BackboneConfig, architecture: dict | None = None):
+    def __init__(self, config: BackboneConfig, net: nn.Module):
         super().__init__()
-        self.config = config
-        if config.kind == "mini":
-            resnet = ResNetConfig(
-                embedding_size=config.embedding,
-                hidden_sizes=list(config.hidden),
-                depths=list(config.depths),
-                layer_type="basic",
-                downsample_in_first_stage=False,
-            )
-            self.net = ResNetModel(resnet)
-            if not config.stem_pool:
-                self.net.embedder.pooler = nn.Identity()
-            self.width = config.hidden[-1]
-        else:
-            self.net = self._dinov2(config) if architecture is None else Dinov2Model(Dinov2Config(**architecture))
-            self.width = self.net.config.hidden_size
-            mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-            self.register_buffer("mean", mean * 2 - 1, persistent=False)  # in [-1, 1]
-            self.register_buffer("std", std * 2, persistent=False)
+        self.config, self.net = config, net
         self.requires_grad_(not config.frozen)
-
-    @staticmethod
-    def _dinov2(config: BackboneConfig) -> Dinov2Model:
-        revision = None if Path(config.weights).is_dir() else config.revision
-        try:
-            return Dinov2Model.from_pretrained(config.weights, revision=revision, use_safetensors=True)
-        except OSError as error:
-            raise UserError(
-                f"the DINOv2 weights {config.weights} could not be read; connect to the Hugging Face hub once, "
-                "or set classifier.model.backbone.weights to a folder with config.json and model.safetensors"
-            ) from error
-
-    @property
-    def architecture(self) -> dict | None:
-        """What is needed to build the backbone without its pretrained weights."""
-        return None if self.config.kind == "mini" else self.net.config.to_diff_dict()
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(mode and not self.config.frozen)  # running statistics are frozen too
 
+
+class MiniBackbone(Backbone):
+    """A small ResNet with random weights; its stem keeps the resolution of small pictures."""
+
+    def __init__(self, config: BackboneConfig, architecture: dict | None = None):
+        resnet = ResNetConfig(
+            embedding_size=config.embedding,
+            hidden_sizes=list(config.hidden),
+            depths=list(config.depths),
+            layer_type="basic",
+            downsample_in_first_stage=False,
+        )
+        super().__init__(config, ResNetModel(resnet))
+        if not config.stem_pool:
+            self.net.embedder.pooler = nn.Identity()
+        self.width = config.hidden[-1]
+
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.kind == "mini":
-            out = self.net(frames.contiguous(memory_format=torch.channels_last))  # twice as fast on CPU
-            return out.pooler_output.flatten(1), out.last_hidden_state
+        """As of Backbone."""
+        out = self.net(frames.contiguous(memory_format=torch.channels_last))  # twice as fast on CPU
+        return out.pooler_output.flatten(1), out.last_hidden_state
+
+
+class Dinov2Backbone(Backbone):
+    """DINOv2 (Oquab et al. 2023; VideoWorld 2 judges by it).
+
+    Args: architecture: dict of a Dinov2Config; without it the pretrained weights are fetched.
+    Raises: UserError if they cannot be.
+    """
+
+    def __init__(self, config: BackboneConfig, architecture: dict | None = None):
+        super().__init__(
+            config, pretrained(config) if architecture is None else Dinov2Model(Dinov2Config(**architecture))
+        )
+        self.width, self.architecture = self.net.config.hidden_size, self.net.config.to_diff_dict()
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        self.register_buffer("mean", mean * 2 - 1, persistent=False)  # in [-1, 1]
+        self.register_buffer("std", std * 2, persistent=False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """As of Backbone."""
         patch = self.net.config.patch_size
         rows, columns = (side // patch for side in frames.shape[-2:])
         out = self.net((frames - self.mean) / self.std)
         cells = out.last_hidden_state[:, 1:].transpose(1, 2)  # without the class token: (B, D, h w)
         return out.pooler_output, cells.unflatten(2, (rows, columns))
+
+
+BACKBONES: dict[str, type[Backbone]] = {"mini": MiniBackbone, "dinov2": Dinov2Backbone}
+
+
+def pretrained(config: BackboneConfig) -> Dinov2Model:
+    """DINOv2 with its weights, of the hub or of a folder. Raises: UserError if they cannot be read."""
+    revision = None if Path(config.weights).is_dir() else config.revision
+    try:
+        return Dinov2Model.from_pretrained(config.weights, revision=revision, use_safetensors=True)
+    except OSError as error:
+        raise UserError(
+            f"the DINOv2 weights {config.weights} could not be read; connect to the Hugging Face hub once, "
+            "or set classifier.model.backbone.weights to a folder with config.json and model.safetensors"
+        ) from error
 
 
 class StepClassifier(nn.Module):
@@ -150,13 +171,13 @@ class StepClassifier(nn.Module):
     Args:
         config: sizes and loss weights.
         names: the C classes, in the order of the labels.
-        architecture: see `Backbone`.
+        architecture: see `Dinov2Backbone`.
     """
 
     def __init__(self, config: ClassifierConfig, names: Sequence[str], architecture: dict | None = None):
         super().__init__()
         self.config, self.names = config, tuple(names)
-        self.backbone = Backbone(config.backbone, architecture)
+        self.backbone = BACKBONES[config.backbone.kind](config.backbone, architecture)
         self.classes = nn.Linear(self.backbone.width, len(self.names))
         self.hand = nn.Conv2d(self.backbone.width, 3, 1)  # per cell: how likely the hand, and where in or by the cell
         self.motion = nn.Sequential(nn.Linear(self.backbone.width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
@@ -243,9 +264,7 @@ def load_classifier(folder: Path) -> StepClassifier | None:
     head = read_json(folder / CONFIG)
     if "skipped" in head:
         return None
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in head["model"].items()}
-    inner = {key: tuple(value) if isinstance(value, list) else value for key, value in values["backbone"].items()}
-    config = ClassifierConfig(**{**values, "backbone": BackboneConfig(**inner)})
+    config = settings(head["model"], ClassifierConfig(), "classifier.model")
     model = StepClassifier(config, head["names"], head["architecture"])
     model.load_state_dict(read_weights(folder / WEIGHTS))
     return model.eval()

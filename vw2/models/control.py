@@ -167,16 +167,6 @@ class ControlBranch(nn.Module):
         self.hint = HINTS[config.hint](vdm, config)
         self.zero = nn.ModuleDict({number: zero(nn.Linear(vdm.width, vdm.width)) for number in self.blocks})
 
-    def copy_blocks(self, vdm: nn.Module) -> None:
-        """Take over the VDM's weights; called once its pretrained weights are loaded."""
-        self.patch_embed.load_state_dict(vdm.patch_embed.state_dict())
-        if self.time_embed is not None:
-            self.time_embed.load_state_dict(vdm.time_embed.state_dict())
-        for name, mine in self.last.items():
-            mine.load_state_dict(vdm.last()[name].state_dict())
-        for number, block in self.blocks.items():
-            block.load_state_dict(vdm.blocks[int(number)].state_dict())
-
     def forward(
         self, vdm: nn.Module, noisy: Tensor, time: Tensor, first: Tensor, tokens: Tensor, hint: Tensor
     ) -> list[Tensor | None]:

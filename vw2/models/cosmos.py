@@ -4,10 +4,10 @@ Legend: B batch, C latent channels, L latent frames, h w latent pixels, P = h w 
 code steps, N codes per step, D width of a context token, S context tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import vw2.torchvision_ops  # noqa: F401  (must come before the Cosmos classes are imported)
 
@@ -53,6 +53,8 @@ class CosmosConfig:
             raise ValueError(
                 f"causal attention wants one learned token before the codes, but tokens is {self.tokens}; set it to 0"
             )
+        if self.head_width % 2 or self.head_width < 12:  # its rotary embedding turns pairs, over time and two sides
+            raise ValueError(f"head_width must be even and at least 12, got {self.head_width}; change it")
 
     @property
     def width(self) -> int:
@@ -75,6 +77,25 @@ class CosmosConfig:
             extra_pos_embed_type=None,
             controlnet_block_every_n=1,
         )
+
+
+def check_network(config: Mapping[str, Any]) -> None:
+    """Refuse networks of the Cosmos family that are told other things than this one. Raises: ValueError.
+
+    Args:
+        config: of a CosmosTransformer3DModel.
+    """
+    wanted = {
+        "in_channels": config["out_channels"] + 1,  # the given first frame is marked (image or video to world)
+        "patch_size": (1, PATCH, PATCH),
+        "extra_pos_embed_type": None,
+        "use_crossattn_projection": False,
+        "img_context_dim_in": None,
+    }
+    for key, value in wanted.items():
+        got = config.get(key, value)
+        if (tuple(got) if isinstance(got, list) else got) != value:
+            raise ValueError(f"expected a Cosmos-Predict2 Video2World transformer, with {key} {value}, got {got}")
 
 
 class ReleaseCausalCross(CosmosAttnProcessor2_0):
@@ -133,11 +154,13 @@ class CosmosVDM(nn.Module):
         Args:
             tokens, attention: as in CosmosConfig.
             options: passed on to diffusers: torch_dtype, ...
+        Raises: ValueError if the network is another of the Cosmos family.
         """
         transformer = CosmosTransformer3DModel.from_pretrained(
             folder, subfolder="transformer", use_safetensors=True, controlnet_block_every_n=1, **options
         )
         theirs = transformer.config
+        check_network(theirs)
         config = CosmosConfig(
             latent=theirs.out_channels,
             heads=theirs.num_attention_heads,
@@ -157,6 +180,11 @@ class CosmosVDM(nn.Module):
     @property
     def latent(self) -> int:
         return self.config.latent
+
+    @property
+    def most(self) -> int:
+        frames, *sides = self.config.max_size
+        return max(frames, *(side // PATCH for side in sides))
 
     @property
     def padding_mask(self) -> bool:

@@ -102,7 +102,7 @@ class DLDMConfig(LDMConfig):
         return self.causal.connector if self.parts == "causal" else 0
 
     def for_clips(self, frames: int):
-        """As of the LDM; and the codes that the VDM is told at once must fit its projection and its context."""
+        """As LDMConfig.for_clips; the codes that the VDM is told at once must also fit its projection and context."""
         config, most, room = super().for_clips(frames), self.projection.max_steps, self.backend.tokens
         parts = windows((frames - 1) // config.stride, self.window, config.stride)
         longest = max(part.end - part.begin for part in parts)
@@ -119,9 +119,11 @@ class DLDMConfig(LDMConfig):
         return config
 
     @property
-    def files(self) -> list[Path]:
-        """What is read beside the outputs of other stages. DVC knows their names alone."""
-        return [Path(file) for file in (self.control.weights, self.guidance_against, self.vgg_file) if file]
+    def files(self) -> dict[str, Path]:
+        """Key -> what is read beside the outputs of other stages. DVC knows their names alone."""
+        named = {"control.weights": self.control.weights, "guidance_against": self.guidance_against}
+        named |= {"vgg_file": self.vgg_file}
+        return {f"dldm.{key}": Path(file) for key, file in named.items() if file}
 
     @property
     def ldm(self) -> LDMConfig:

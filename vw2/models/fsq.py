@@ -40,6 +40,8 @@ class FSQ(nn.Module):
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
         self.levels = tuple(levels)
+        if min(levels, default=0) < 2:
+            raise ValueError(f"expected FSQ levels of at least 2, got {self.levels}")
         sizes = torch.tensor(levels, dtype=torch.int64)
         self.register_buffer("sizes", sizes, persistent=False)
         basis = torch.cumprod(torch.cat([torch.ones(1, dtype=torch.int64), sizes[:-1]]), 0)
@@ -65,7 +67,9 @@ class FSQ(nn.Module):
         if z.shape[-1] != len(self.levels):
             raise ValueError(f"expected {len(self.levels)} digits on the last axis, got shape {tuple(z.shape)}")
         bounded = self.bound(z.float())
-        rounded = bounded + (bounded.round() - bounded).detach()
+        # from 1002 levels on the opened ends reach beyond the last level
+        nearest = bounded.round().clamp(-(self.sizes // 2), (self.sizes - 1) // 2)
+        rounded = bounded + (nearest - bounded).detach()
         codes = rounded / (self.sizes // 2)
         return codes, self.to_index(codes)
 

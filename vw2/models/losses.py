@@ -1,4 +1,4 @@
-"""What the coarse video is compared with the real one by: L2 (paper), or L1 and VGG features (release).
+"""Losses between the coarse video and the real one: L2 (paper), or L1 and VGG features (release).
 
 Legend: B batch, T frames, H W pixels, k a stage of VGG16.
 """

@@ -35,6 +35,7 @@ class VDM(Protocol):
     context: int  # D
     width: int  # of the tokens that its blocks work on
     patch: int  # latent pixels per token and side
+    most: int  # tokens of a latent frame per side that its rotary embedding reaches
     layout: Layout  # shared with the attention processors of its blocks
     padding_mask: bool  # does its patch embedding read one? Always zero here
     null: Tensor  # (1, 1, D) context token that says nothing: any number of it is as none

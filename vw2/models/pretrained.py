@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -40,6 +40,15 @@ def take_over(module: nn.Module, file: Path) -> list[str]:
     fitting = {key: value for key, value in weights.items() if key in mine and value.shape == mine[key].shape}
     module.load_state_dict(fitting, strict=False)
     return sorted(set(mine) - set(fitting))
+
+
+def unused(module: nn.Module, file: Path) -> list[str]:
+    """The names in a safetensors file that `module` has no place for (say, of layers that it lacks), sorted."""
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return sorted(set(weights.keys()) - set(module.state_dict()))
+    except SafetensorError as error:
+        raise damaged(file, error) from None
 
 
 def read_safetensors(file: Path, key: str) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ class WanVDM(nn.Module):
         self.layout = Layout()
         self.latent, self.context = config.in_channels, config.text_dim
         self.width = config.num_attention_heads * config.attention_head_dim
-        self.patch = config.patch_size[1]
+        self.patch, self.most = config.patch_size[1], config.rope_max_seq_len
         # stands where there is no code yet; zero, as the tokens that fill up Wan's text
         self.null = nn.Parameter(torch.zeros(1, 1, self.context))
         set_causal(self.blocks, self.layout, WanBlockCausalProcessor)

@@ -17,7 +17,7 @@ class Carried(nn.Module):
     Args:
         walks: whose walkers.
         share: of the clips that follow another one, how many begin with what was drawn, in [0, 1].
-        seed: of who does.
+        seed: of the draw of those that do.
     """
 
     def __init__(self, walks: Walks, share: float, seed: int):

@@ -20,7 +20,7 @@ class GatesConfig:
     motion_share: float = 0.25  # least motion energy of the coarse video, as a share of the real one's
     denoise_margin: float = 0.0  # what the denoising loss must rise by, as a share, if clips get others' codes
     token_margin: float | None = None  # the same with the coarse video left alone: what the tokens say; None = open
-    margin_db: float = 0.5  # least PSNR advantage of a clip's own codes over another video's, moving pixels
+    margin_db: float = 0.5  # least PSNR advantage of a clip's own codes over another one's, moving pixels
     enabled: bool = True
     every: int | None = None  # steps after which training looks at the codes; None: at its end alone
 
@@ -90,7 +90,7 @@ def broken_gates(
         )
     if (rise := _value(figures, "denoise.rise")) is not None and not rise > gates.denoise_margin:
         yield (
-            f"the codes are ignored: another video's codes raise the denoising loss by {rise:.2%}, "
+            f"the codes are ignored: another clip's codes raise the denoising loss by {rise:.2%}, "
             f"more than {gates.denoise_margin:.2%} expected (gates.denoise_margin); see {plot} and {sheet}, train "
             "longer or raise train_dldm.listen_steps"
         )
@@ -106,7 +106,7 @@ def broken_gates(
         if not margin >= gates.margin_db:
             yield (
                 f"the codes are not listened to: a clip's own codes render it only {margin:.2f} dB better than another "
-                f"video's, at least {gates.margin_db:g} expected (gates.margin_db); see {sheet}, train longer"
+                f"clip's, at least {gates.margin_db:g} expected (gates.margin_db); see {sheet}, train longer"
             )
 
 

@@ -12,7 +12,7 @@ from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction, code_report, digit_features, linear_probe
 from vw2.evaluation.health import code_health, motion_share
 from vw2.evaluation.intervals import bootstrap_mean, bootstrap_ratio
-from vw2.evaluation.rendering import other_video, render_figures
+from vw2.evaluation.rendering import other_clip, render_figures
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.dldm import DLDM
 from vw2.models.layers import device_of
@@ -96,7 +96,7 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
             ("coarse", to_uint8(coarse[0])),
             ("own codes", own[n]),
         ]
-        sheet += [("other codes", other[n])] if len(set(videos)) > 1 else []
+        sheet += [("other codes", other[n])] if len(rows) > 1 else []
     return figures, sheet
 
 
@@ -117,20 +117,20 @@ def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int) -> dict
 
 @torch.no_grad()
 def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: int) -> dict[str, dict]:
-    """The denoising loss of the chosen clips with their own codes and with another video's, at the same noise.
+    """The denoising loss of the chosen clips with their own codes and with another clip's, at the same noise.
 
     Returns: with intervals by video, denoise.own; denoise.other_codes (code tokens and the coarse video drawn from
         them are another's);
         denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
         denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it. denoise.unsteered,
         denoise.unsteered_other and denoise.rise_unsteered: the same of the tokens where the control branch is silent,
-        so that they alone say what moves. Of a single video denoise.own alone.
+        so that they alone say what moves. Of a single clip denoise.own alone.
     """
     device = device_of(dldm.ldm)
     index = torch.from_numpy(encode_rows(dldm.ldm, store, rows)).to(device)
     codes = dldm.ldm.fsq.to_codes(index)
     videos = store.index[rows]["video"].to_list()
-    swapped = other_video(videos)
+    swapped = other_clip(videos)
     ways = {  # name -> whose coarse video, whose tokens
         "own": ("own", "own"),
         "other_codes": ("other", "other"),
@@ -152,7 +152,7 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
                 told = codes[whose[tokens]][:, part.steps]
                 loss = dldm.denoising(clean, first, hints[hint or "own"], told, rng, silent)
                 losses[name][n] += float(loss) * (part.end - part.begin) / index.shape[1]
-    if len(set(videos)) == 1:  # no other codes to compare with
+    if len(rows) == 1:  # no other codes to compare with
         return {"denoise.own": bootstrap_mean(losses["own"], videos, seed).as_dict()}
     figures = {f"denoise.{name}": bootstrap_mean(each, videos, seed) for name, each in losses.items()}
     for name, own, other in (

@@ -14,7 +14,9 @@ for step in run:
     run.finish()
 """
 
+import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,7 +100,7 @@ class Group:
     module: torch.nn.Module
     factor: float = 1.0  # on the learning rate
     begin: int = 0  # first step at which it may move
-    clipped: bool = True  # does `clip` hold for its gradient, taken together with that of all others it holds for?
+    clipped: bool = True  # its gradient counts in the norm that `clip` limits
     own: bool = False  # its state differs from process to process
 
 
@@ -171,7 +173,13 @@ class Run:
         """The log, or None where process 0 keeps it."""
         if not self.accelerator.is_main_process:
             return nullcontext()
-        return Live(str(self.logs), resume=self.step > 0, save_dvc_exp=False, dvcyaml=None)
+        begun = self.step > 0
+        try:
+            json.loads((self.logs / "metrics.json").read_bytes())
+        except (OSError, ValueError):  # a full disk or a kill may have left half a file; nothing is made from this log
+            shutil.rmtree(self.logs, ignore_errors=True)
+            begun = False
+        return Live(str(self.logs), resume=begun, save_dvc_exp=False, dvcyaml=None)
 
     def update(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor]) -> None:
         """A whole step: backward, clip, step, schedule, log, checkpoint."""

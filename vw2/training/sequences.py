@@ -25,7 +25,7 @@ def first_frames(store: ClipStore, videos: Sequence[str]) -> np.ndarray:
     """The first frames of some videos: (V, 1, H, W, 3) uint8."""
     wanted = set(videos)
     rows = {store.index["video"][row]: row for row in store.select(clip=0) if store.index["video"][row] in wanted}
-    return np.stack([store.frames(rows[video])[:1] for video in videos])
+    return np.stack([store.frames(rows[video])[:1].copy() for video in videos])  # else whole clips stay in memory
 
 
 class Sequences:

@@ -14,7 +14,7 @@ from vw2.models.ldm import LDM
 from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows
 
-CLIPS = 256  # of those to judge at the end, so many are looked at in between
+CLIPS = 256  # looked at during training, of the clips that are judged at its end
 
 Look = Callable[[int], None]  # called before each step with the number of steps made
 

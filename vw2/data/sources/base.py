@@ -59,6 +59,11 @@ class IngestConfig:
         if isinstance(self.source, list):
             if self.path:
                 raise ValueError(f"ingest.path is {self.path} beside a list in ingest.source, whose entries have paths")
+        elif self.source == "craft" and self.path:
+            raise ValueError(
+                f"ingest.path is {self.path} but ingest.source craft renders its own videos; set ingest.source to "
+                "folder for videos of your own, or ingest.path to null"
+            )
         elif self.source != "craft" and not self.path:
             raise ValueError(f"ingest.source {self.source} needs ingest.path, got none; set it to a folder of videos")
         if not 0 < self.frames_fps <= 240:

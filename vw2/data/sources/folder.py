@@ -101,7 +101,11 @@ def read_sidecar(root: Path) -> dict[str, dict[str, str | None]]:
         raise UserError(f"{path}: expected the column file and any of {', '.join(COLUMNS)}, got {wrong}; rename it")
     rows: dict[str, dict[str, str | None]] = {}
     for row in table.iter_rows(named=True):
-        file = Path(row.pop("file") or "").as_posix()
+        if not any(row.values()):
+            continue  # spreadsheets leave such rows behind
+        if not (named := row.pop("file")):
+            raise UserError(f"{path}: a row with {next(filter(None, row.values()))!r} names no file; fill it in")
+        file = Path(named).as_posix()
         if file in rows:
             raise UserError(f"{path} lists {file!r} twice; keep one row per file")
         if row.get("split") and row["split"] not in SPLITS:
@@ -137,7 +141,9 @@ def inspect(job: FolderJob) -> dict:
         return {"items": [asdict(Refused(job.path, why(error)))]}
     facts = {name: getattr(info, name) for name in ("fps", "frames", "width", "height", "codec", "variable", "sar")}
     given = {name: getattr(job, name) for name in ("id", "path", *COLUMNS)}
-    return {"items": [asdict(Entry(source="folder", hash=digest, **given, **facts))]}
+    # an environment in both train and test would stop the run
+    kin = None if job.environment == UNKNOWN else hashlib.sha256(job.environment.encode()).hexdigest()
+    return {"items": [asdict(Entry(source="folder", hash=digest, kin=kin, **given, **facts))]}
 
 
 def _jobs(config: IngestConfig, root: Path, files: list[str], sidecar: dict) -> dict[str, FolderJob]:

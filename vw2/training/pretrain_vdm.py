@@ -21,7 +21,7 @@ from vw2.models.timeline import fill
 from vw2.provenance import anew, check_record
 from vw2.scratch import fingerprint
 from vw2.training.compute import generator
-from vw2.training.rounds import RECORD, WEIGHTS
+from vw2.training.pretrain_ldm import RECORD, WEIGHTS
 from vw2.training.run import Group, OptimConfig, Run
 
 ADVICE = anew("pretrain_vdm")

@@ -1,0 +1,104 @@
+"""Check all settings before anything is made: what is wrong with the last group should not cost the first hours.
+
+In:  every group of params.yaml; data/prior, data/pretrained, data/pretrained_vdm (what they were made with and from).
+Out: data/checked.json, always the same, so that nothing is made anew because this was run again.
+Time and memory at the committed sizes: 3 seconds, 1 GiB. Looked for: keys that are unknown, missing or ill-typed,
+values that do not go together, files that are not there, frozen outputs that were made with other settings.
+"""
+
+from pathlib import Path
+
+import typer
+
+from vw2 import params as parameters
+from vw2.console import UserError, refusals, run, say
+from vw2.data.clips import ClipConfig
+from vw2.data.guards import SplitsConfig
+from vw2.data.sources.base import IngestConfig
+from vw2.evaluation.videos import EvaluateConfig
+from vw2.files import read_json
+from vw2.models.backends import check_guardrail, check_size, load_backend
+from vw2.models.begin import check_precision
+from vw2.models.dldm import DLDM
+from vw2.models.dldm_config import DLDMConfig
+from vw2.provenance import anew, check_record
+from vw2.rollout import RolloutConfig
+from vw2.scratch import atomic_file
+from vw2.training.ar import TrainARConfig
+from vw2.training.classifier import TrainConfig
+from vw2.training.compute import ComputeConfig
+from vw2.training.fit import fit
+from vw2.training.gates import GatesConfig
+from vw2.training.joint import JointConfig
+from vw2.training.pretrain_ldm import PretrainLDMConfig, check_made
+from vw2.training.pretrain_prior import PretrainConfig
+from vw2.training.pretrain_vdm import PretrainVDMConfig, check_taught
+from vw2.training.run import LongOptimConfig
+from vw2.training.warmup import WarmupConfig
+from vw2.worlds.craft import CraftConfig
+
+PRIOR = Path("data/prior")
+PRETRAINED = Path("data/pretrained")
+TAUGHT = Path("data/pretrained_vdm")
+OUT = Path("data/checked.json")
+ALONE = {  # groups of which nothing but the form is asked here
+    "compute": ComputeConfig,
+    "splits": SplitsConfig,
+    "ingest": IngestConfig,
+    "gates": GatesConfig,
+    "warmup_dldm": WarmupConfig,
+    "train_dldm": JointConfig,
+    "train_plain_ldm": LongOptimConfig,
+    "ar": TrainARConfig,
+    "classifier": TrainConfig,
+    "rollout": RolloutConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def check_dldm(config: DLDMConfig, clip: ClipConfig, prior: Path) -> None:
+    """Raise UserError if the dLDM cannot be made, or cannot draw clips of this size; published weights stay unread."""
+    for key, file in config.files.items():
+        if not file.is_file():
+            raise UserError(f"{key}: {file} does not exist; change it, or set it to null")
+    check_guardrail(config.backend)
+    with refusals():
+        check_precision(config)
+    if config.backend.kind == "mini":
+        pair = load_backend(config.backend, prior)
+        check_size(pair, clip.height, clip.width)
+        with refusals():
+            DLDM(config, pair)
+
+
+def check_frozen(values: dict, config: DLDMConfig) -> None:
+    """Raise UserError if frozen outputs that the run will use were made with other settings, or one from others."""
+    pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
+    taught = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
+    if config.backend.kind == "mini":
+        made = read_json(PRIOR / "config.json")["record"]
+        check_record(made["prior"], values["prior"], "prior", anew("pretrain_prior"))
+    if pretrained.use:
+        check_made(PRETRAINED, pretrained)
+    if taught.use and config.vdm.train != "random":
+        check_taught(TAUGHT, taught, config, pretrained.use, PRIOR, PRETRAINED)
+
+
+def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
+    """Check the settings of all stages, within seconds."""
+    values = parameters.load(params)
+    for group, config in ALONE.items():
+        parameters.build(config, values[group], group)
+    parameters.build(CraftConfig, values["craft"], "craft", seed=values["seed"])
+    parameters.build(PretrainConfig, values["prior"], "prior")
+    clip = parameters.build(ClipConfig, values["clip"], "clip")
+    config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), clip.frames)
+    check_frozen(values, config)
+    check_dldm(config, clip, PRIOR)
+    with atomic_file(OUT) as temporary:
+        temporary.write_text('{"checked": true}\n', encoding="utf-8")
+    say("the settings go together")
+
+
+if __name__ == "__main__":
+    run(main)

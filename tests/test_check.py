@@ -1,0 +1,94 @@
+"""All settings are checked within seconds, before anything is made."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stages import check
+from vw2.console import UserError
+from vw2.patch import patch
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """params.yaml and the frozen outputs that are committed."""
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    (tmp_path / "data").mkdir()
+    for name in ("prior", "pretrained", "pretrained_vdm"):
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def checked(**changes) -> str:
+    """Change params.yaml (dots as double underscores) and check it. Returns: what is written."""
+    tree: dict = {}
+    for key, value in changes.items():
+        *groups, name = key.split("__")
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = value
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(patch(text, tree, "the test", "params.yaml")[0])
+    check.main(Path("params.yaml"))
+    return check.OUT.read_text()
+
+
+def test_the_committed_settings_and_others_leave_the_same(workspace):
+    assert json.loads(checked()) == {"checked": True}
+    assert checked(rollout__samples=1, dldm__codebook=4096, gates__token_margin=None) == check.OUT.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"pretrain_ldm__use": False}, "pretrain_vdm.use is true and pretrain_ldm.use false"),
+        ({"prior__clips": 9999}, "made with prior.clips"),
+        ({"pretrain_vdm__clips": 7}, "pretrain_vdm.clips .* params.yaml says 7"),
+        ({"pretrain_ldm__rounds": 9}, "pretrain_ldm.rounds .* params.yaml says 9"),
+        ({"clip__height": 72}, "multiples of 16 pixels, got 72"),
+        ({"clip__height": 1280, "clip__width": 2048}, "at most 1024 pixels, got 1280 and 2048"),
+        ({"dldm__control__blocks": 99}, "dldm.control.blocks must lie in"),
+        ({"dldm__control__weights": "none.safetensors"}, "dldm.control.weights: none.safetensors does not exist"),
+        ({"ar__model__heads": -6}, "ar.model.heads, both above 0"),
+        ({"classifier__model__label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\)"),
+        ({"classifier__model__backbone__embedding": 0}, "embedding, hidden and depths must be at least 1"),
+        ({"evaluate__order": "lose"}, "evaluate.order"),
+        ({"rollout__samples": 0}, "rollout.samples must be at least 1"),
+        ({"ingest__path": "../videos"}, "ingest.source craft renders its own videos"),
+        ({"clip__frames": 18}, "clip.frames must be"),
+    ],
+)
+def test_what_would_stop_a_later_stage_is_told_at_once(workspace, changes, told):
+    with pytest.raises(UserError, match=told):
+        checked(**changes)
+    assert not check.OUT.exists()
+
+
+@pytest.mark.parametrize("group", ["prior", "ar"])
+def test_a_group_that_is_none(workspace, group):
+    text = Path("params.yaml").read_text().splitlines()
+    begin = text.index(f"{group}:")
+    end = next(i for i in range(begin + 1, len(text)) if text[i] and not text[i].startswith((" ", "#")))
+    Path("params.yaml").write_text("\n".join([*text[:begin], f"{group}: 3", *text[end:]]) + "\n")
+    with pytest.raises(UserError, match=f"{group}: expected a group of keys, got"):
+        check.main(Path("params.yaml"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_goes_together(workspace, monkeypatch, name):
+    """But for what has to be installed or downloaded first."""
+    monkeypatch.setattr(check, "check_guardrail", lambda backend: None)
+    monkeypatch.setattr(check.DLDMConfig, "loss", lambda self: None, raising=False)
+    monkeypatch.setattr(check, "fit", lambda config, frames: config.for_clips(frames))
+    from ruamel.yaml import YAML
+
+    text = Path("params.yaml").read_text()
+    tree = YAML(typ="safe", pure=True).load((ROOT / "presets" / f"{name}.yaml").read_text()) or {}
+    Path("params.yaml").write_text(patch(text, tree, name, "params.yaml")[0])
+    check.main(Path("params.yaml"))

@@ -1,0 +1,54 @@
+"""Training of the step classifier on frames as they are and as the VAE gives them back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from vw2.data.sampler import batch_indices
+from vw2.evaluation.labels import label_rows
+from vw2.models.classifier import ClassifierConfig, StepClassifier
+from vw2.training.augment import AugmentConfig, augment
+from vw2.training.compute import generator
+from vw2.training.frames import FrameSet, frame_targets, make_batch
+from vw2.training.run import Group, OptimConfig, Run
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Group `classifier` of params.yaml."""
+
+    hold: int  # frames a class must last for its step to count
+    vae_every: int  # every n-th clip is also seen through the VAE; 0 = none
+    optim: OptimConfig
+    augment: AugmentConfig
+    model: ClassifierConfig
+
+    def __post_init__(self):
+        if self.hold < 1 or self.vae_every < 0:
+            raise ValueError(f"classifier: expected hold >= 1 and vae_every >= 0, got {self.hold}, {self.vae_every}")
+
+
+def train(
+    accelerator: Accelerator,
+    model: StepClassifier,
+    sets: list[FrameSet],
+    config: TrainConfig,
+    seed: int,
+    work: Path,
+) -> Run:
+    """All steps, resumed from work/run; a step's frames are a function of (seed, step).
+
+    Args: sets: frames with their truth, drawn from as if they were one.
+    """
+    targets = [frame_targets(each.rows, label_rows(each.rows)) for each in sets]
+    total = sum(map(len, sets))
+    loop = Run(accelerator, [Group(model)], config.optim, work / "run", "train the classifier")
+    model.train()
+    for step in loop:
+        batch = make_batch(sets, targets, batch_indices(seed, step, config.optim.batch, total))
+        batch = augment(batch, config.augment, generator(seed, 1, step))
+        with accelerator.autocast():
+            loss, logs = model(batch.to(accelerator.device))
+        loop.update(loss, logs)
+    return loop

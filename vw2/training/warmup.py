@@ -1,0 +1,63 @@
+"""Training of the LDM by reconstruction alone (VideoWorld 2, sec. 3): the warm-up, its pretraining, the plain LDM."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from vw2.console import UserError
+from vw2.data.walks import Walks
+from vw2.media.colours import recolour
+from vw2.media.resize import to_model
+from vw2.models.ldm import LDM
+from vw2.training.carried import Carried
+from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
+from vw2.training.watch import Look, nothing
+
+
+@dataclass(frozen=True)
+class WarmupConfig(LongOptimConfig):
+    """Group `warmup_dldm` of params.yaml."""
+
+    sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
+
+
+def train(
+    accelerator: Accelerator,
+    ldm: LDM,
+    walks: Walks,
+    config: OptimConfig,
+    seed: int,
+    folder: Path,
+    title: str,
+    micro_batch: int | None = None,
+    look: Look = nothing,
+) -> Run:
+    """Reconstruction of the clips of walks; resumed from `folder`.
+
+    Args:
+        title: what the progress bar says.
+        micro_batch: clips that go through the LDM at once; None: all of a step.
+        look: comes before every step.
+    Raises: UserError if parts `frames` are to see less than a whole batch at once.
+    """
+    if ldm.config.parts == "frames" and (micro_batch or accelerator.num_processes > 1):
+        raise UserError(
+            "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
+            f"whole batch, got {micro_batch} and {accelerator.num_processes}; set it to null and start one process"
+        )
+    carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
+    work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
+    ldm.train()
+    for step in work:
+        look(step)
+        for walked, share in walks[step].parts(micro_batch):
+            video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
+            video = recolour(video, walked.keys, ldm.config.colours, seed)
+            with accelerator.autocast():
+                loss, logs, end = ldm(video, carried.first(walked, video, step))
+            carried.keep(walked, end)
+            work.add(loss, logs, share)
+        work.finish()
+    return work
