@@ -1,9 +1,10 @@
-"""Check all settings before anything is made: what is wrong with the last group should not cost the first hours.
+"""Check all settings before the first training: what is wrong with the last group should not cost hours.
 
 In:  every group of params.yaml; data/prior, data/pretrained, data/pretrained_vdm (what they were made with and from).
-Out: data/checked.json, always the same, so that nothing is made anew because this was run again.
+Out: data/checked.json, always the same (and committed), so that nothing is made anew because this was run again.
 Time and memory at the committed sizes: 3 seconds, 1 GiB. Looked for: keys that are unknown, missing or ill-typed,
-values that do not go together, files that are not there, frozen outputs that were made with other settings.
+values that contradict each other, files that are not there, frozen outputs that were made with other settings. What
+hangs on the data (names of sources, few videos) or on the machine is told by the stages that meet it.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ from vw2.console import UserError, refusals, run, say
 from vw2.data.clips import ClipConfig
 from vw2.data.guards import SplitsConfig
 from vw2.data.sources.base import IngestConfig
+from vw2.data.sources.mixture import parts
 from vw2.evaluation.videos import EvaluateConfig
 from vw2.files import read_json
 from vw2.models.backends import check_guardrail, check_size, load_backend
@@ -34,7 +36,7 @@ from vw2.training.pretrain_ldm import PretrainLDMConfig, check_made
 from vw2.training.pretrain_prior import PretrainConfig
 from vw2.training.pretrain_vdm import PretrainVDMConfig, check_taught
 from vw2.training.run import LongOptimConfig
-from vw2.training.warmup import WarmupConfig
+from vw2.training.warmup import WarmupConfig, check_batches
 from vw2.worlds.craft import CraftConfig
 
 PRIOR = Path("data/prior")
@@ -91,8 +93,11 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         parameters.build(config, values[group], group)
     parameters.build(CraftConfig, values["craft"], "craft", seed=values["seed"])
     parameters.build(PretrainConfig, values["prior"], "prior")
+    parts(parameters.build(IngestConfig, values["ingest"], "ingest"))
     clip = parameters.build(ClipConfig, values["clip"], "clip")
     config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), clip.frames)
+    for group, kind in (("warmup_dldm", WarmupConfig), ("train_plain_ldm", LongOptimConfig)):
+        check_batches(config, parameters.build(kind, values[group], group).micro_batch)
     check_frozen(values, config)
     check_dldm(config, clip, PRIOR)
     with atomic_file(OUT) as temporary:

@@ -29,10 +29,10 @@ from vw2.data.shards import ClipStore
 from vw2.evaluation import benchmark
 from vw2.evaluation.benchmark import CEILING, COPY, TIMED
 from vw2.evaluation.plots import write_plot
-from vw2.evaluation.quality import lpips_model
+from vw2.evaluation.quality import Perceptual, lpips_model
 from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_video
 from vw2.files import read_table
-from vw2.models.classifier import load_classifier
+from vw2.models.classifier import StepClassifier, load_classifier
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
@@ -63,7 +63,14 @@ def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[
     return work
 
 
-def judge_case(case: Case, work: list, folder: Path, classifier, perceptual, config: EvaluateConfig) -> list[dict]:
+def judge_case(
+    case: Case,
+    work: list,
+    folder: Path,
+    classifier: StepClassifier | None,
+    perceptual: Perceptual | None,
+    config: EvaluateConfig,
+) -> list[dict]:
     """One row of results per video that is judged beside a case."""
     rows = []
     for name, sample, path in work:

@@ -1,7 +1,7 @@
 """Write our models and codes as the authors' files, for their code to read. Not a node of the DAG.
 
 In:  a folder of ours: of an LDM with the release's parts (data/warmup, data/dldm, data/release/tokenizer), of a dLDM on
-     Cosmos with the release's control branch (data/dldm), or of codes (data/codes).
+     Cosmos with the release's control branch or none (data/dldm), or of codes (data/codes).
 Out: one file: .pt (which weights_only reads) or .safetensors of weights, under the names of the authors' checkpoints;
      .pt of codes, int32 (clips, codes of a clip) by video id.
 
@@ -82,6 +82,8 @@ def main(
     """Write a model or codes as a file of the authors' release of VideoWorld 2."""
     if kind not in KINDS:
         raise UserError(f"expected one of {', '.join(KINDS)}, got {kind}; say what to write")
+    if kind != "tokenizer" and prefix != Options.prefix or kind == "codes" and ema:
+        raise UserError(f"expected --prefix with a tokenizer and --ema with weights, got {kind}; leave it out")
     if prefix not in TOKENIZER.prefixes:
         raise UserError(f"expected --prefix {' or '.join(TOKENIZER.prefixes)}, got {prefix}; change it")
     say(KINDS[kind](folder, file, Options(prefix, ema)))

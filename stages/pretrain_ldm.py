@@ -15,7 +15,6 @@ its parameters alone, whatever happened to the code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm
 """
 
-import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,12 +22,14 @@ from pathlib import Path
 import polars as pl
 import torch
 import typer
+from accelerate import Accelerator
 
 from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
+from vw2.files import write_json
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
@@ -52,7 +53,7 @@ HELD_OUT = 64  # clips that no training step sees
 
 
 def train_round(
-    accelerator, ldm: LDM, store: ClipStore, optim: OptimConfig, seed: int, folder: Path, number: int
+    accelerator: Accelerator, ldm: LDM, store: ClipStore, optim: OptimConfig, seed: int, folder: Path, number: int
 ) -> None:
     """Train `ldm`, as round `number` - 1 left it, along the clips of `store`; weights and log go to a folder."""
     walks = Walks(store, range(len(store)), seed + number, optim.batch)
@@ -117,7 +118,7 @@ def main(
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:
             shutil.copytree(last, temporary, dirs_exist_ok=True)
-            (temporary / RECORD).write_text(json.dumps(config.record(config.rounds), indent=2) + "\n")
+            write_json(temporary / RECORD, config.record(config.rounds))
     write_metrics("pretrain_ldm", figures | rendered, seed=seed, n=HELD_OUT)
     clear(folder)
 

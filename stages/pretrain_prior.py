@@ -27,6 +27,7 @@ from vw2.models.flow import normal, sample
 from vw2.models.prior import Prior
 from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
+from vw2.streams import Stream
 from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.pretrain_prior import HELD_OUT, PretrainConfig, encode_corpus, render_corpus, train_vae, train_vdm
 from vw2.worlds.craft import CraftConfig
@@ -41,7 +42,7 @@ def judge(prior: Prior, corpus: np.ndarray, seed: int) -> tuple[dict[str, float]
     video = to_model(np.array(corpus[:HELD_OUT])).to(prior.vae.basis.device)
     latents = torch.cat([prior.vae.encode(part) for part in video.split(16)])
     decoded = torch.cat([prior.vae.decode(part) for part in latents.split(16)])
-    noise = normal(latents, generator(seed, 5))
+    noise = normal(latents, generator(seed, Stream.PRIOR_SAMPLE))
     first = latents[:, :, :1]
     sampled = torch.cat(
         [

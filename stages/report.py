@@ -46,7 +46,7 @@ PICTURES = {
     "rollout": "Rollouts: codes written by the AR transformer from one unseen first frame, rendered clip by clip.",
     "evaluate": "Success by key step, final states and PSNR, each with its controls; bands and bars are 95 % by video.",
     "failures": "What goes wrong: for each task the worst rollouts, below the real video of the same first frame.",
-    "train_dldm": "Clips of unseen appearance: real, coarse, rendered with their own and with another video's codes.",
+    "train_dldm": "Clips of unseen appearance: real, coarse, rendered with their own and with another clip's codes.",
     "warmup_dldm": "After the warm-up: real clips and what the coarse decoder makes of their codes.",
     "train_dldm_codes": "Health of the codes: entropy of each step, and of each digit of each query.",
     "pretrain_vdm": "Purposeless clips: real, coarse, drawn from noise by the taught VDM with own and another's codes.",

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import typer
+from accelerate import Accelerator
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
@@ -39,7 +40,7 @@ from vw2.rollout import CONTROLS, RolloutConfig, Row, choose, plan, render_all, 
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.sequences import first_frames
-from vw2.variant import Variant, paths
+from vw2.variant import Paths, Variant, paths
 
 CLIPS = Path("data/clips")
 MANIFEST = Path("data/manifest.parquet")
@@ -47,7 +48,7 @@ PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
 
 
-def load_models(place, store: ClipStore, accelerator) -> tuple[Renderer, ARTransformer]:
+def load_models(place: Paths, store: ClipStore, accelerator: Accelerator) -> tuple[Renderer, ARTransformer]:
     """Renderer and AR transformer. Raises: UserError if they were made for other codes."""
     renderer = load_renderer(place.dldm, PRIOR).place(accelerator.device, accelerator.autocast)
     ar = load_ar(place.ar).to(accelerator.device)
@@ -58,7 +59,13 @@ def load_models(place, store: ClipStore, accelerator) -> tuple[Renderer, ARTrans
 
 
 def from_image(
-    image: Path, instruction: str, place, config: RolloutConfig, store: ClipStore, seed: int, accelerator
+    image: Path,
+    instruction: str,
+    place: Paths,
+    config: RolloutConfig,
+    store: ClipStore,
+    seed: int,
+    accelerator: Accelerator,
 ) -> None:
     """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
     if not image.is_file():

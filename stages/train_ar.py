@@ -33,7 +33,7 @@ from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.ar import TrainARConfig, train
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
-from vw2.training.sequences import Sequences, swapped
+from vw2.training.sequences import Sequences, score, swapped
 from vw2.variant import Variant, paths
 
 CLIPS = Path("data/clips")
@@ -52,23 +52,18 @@ def inputs_of(data: Sequences) -> ARInputs:
     """The closed vocabulary and the sizes of the inputs of the training videos."""
     words = [split_words(instruction) for instruction in data.instructions]
     vocabulary = tuple(sorted({word for each in words for word in each}))
-    if not vocabulary:
-        raise UserError(
-            f"expected instructions with letters or digits, got {data.instructions[0]!r}; name the folders of the "
-            "videos by what is done in them, or fill in the column instruction of videos.csv (then dvc repro -f ingest)"
-        )
     return ARInputs(data.first.shape[1], tuple(data.first.shape[2:]), vocabulary, max(map(len, words)))
 
 
 def judge(model: ARTransformer, data: Sequences, test: Sequences | None, codes: CodeStore, seed: int) -> Figures:
     """Figures of split test with its controls, and of the training videos (how much is learned by heart)."""
-    groups = {"train": predict_figures(model, data, seed)}
+    groups = {"train": predict_figures(score(model, data), seed)}
     if test is not None:
-        groups["test"] = predict_figures(model, test, seed)
+        groups["test"] = predict_figures(score(model, test), seed)
         groups["control"] = unigram_figures(codes, data.videos, test.videos, seed, model.config.max_clips)
         other = swapped(test.instructions)
         if other:
-            found = predict_figures(model, test, seed, other)
+            found = predict_figures(score(model, test, other), seed)
             groups["swapped"] = {key: found[key] for key in ("bits", "accuracy")}
     return {f"{group}.{key}": value for group, figures in groups.items() for key, value in figures.items()}
 

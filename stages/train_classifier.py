@@ -11,7 +11,7 @@ accuracy of 0.98 on unseen appearance.
 Tiny run: python -m stages.preset smoke && python -m stages.train_classifier (after ingest, clip and the prior)
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,13 +25,13 @@ from vw2.console import UserError, console, run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.evaluation.labels import CLASSES
-from vw2.evaluation.step_report import confusion, judge
-from vw2.files import read_json, read_table
+from vw2.evaluation.step_report import confusion
+from vw2.files import read_json, read_table, write_json
 from vw2.models.classifier import StepClassifier, load_classifier
 from vw2.models.prior import Prior, PriorModelConfig
 from vw2.provenance import anew, check_record, runtime, write_metrics
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
-from vw2.training.classifier import TrainConfig, train
+from vw2.training.classifier import TrainConfig, judge, train
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.frames import FrameSet, frame_rows, real_frames, vae_frames
@@ -48,7 +48,7 @@ TRAIN, TEST = ("train", "fail"), ("test",)
 
 
 def collect(
-    splits, truth: pl.DataFrame, config: TrainConfig, prior: PriorModelConfig, folder: Path
+    splits: Sequence[str], truth: pl.DataFrame, config: TrainConfig, prior: PriorModelConfig, folder: Path
 ) -> tuple[FrameSet, FrameSet | None]:
     """Frames of some splits with their truth: as they are, and through the VAE (None if that is switched off)."""
     store = ClipStore(CLIPS)
@@ -66,6 +66,7 @@ def collect(
 
 
 def write_plots(history: list[dict[str, float]], frames: pl.DataFrame) -> None:
+    """Learning curves, and the table of `confusion` as CSV."""
     write_curves(history, PLOTS)
     with atomic_file(CONFUSION) as temporary:
         frames.write_csv(temporary)
@@ -74,7 +75,7 @@ def write_plots(history: list[dict[str, float]], frames: pl.DataFrame) -> None:
 def skip(reason: str, seed: int) -> None:
     """Outputs that say why there is no classifier, so that later stages can say so too."""
     with atomic_dir(OUT) as temporary:
-        (temporary / "config.json").write_text(json.dumps({"skipped": reason}, indent=2) + "\n", encoding="utf-8")
+        write_json(temporary / "config.json", {"skipped": reason})
     write_plots([], confusion(np.zeros(0, int), np.zeros(0, int)))
     write_metrics("train_classifier", {"skipped": 1}, seed=seed)
     console.print(f"no classifier: {reason}", markup=False)

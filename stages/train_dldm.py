@@ -4,7 +4,7 @@ In:  data/clips, data/manifest.parquet, data/truth.parquet, data/warmup, data/pr
      data/pretrained_vdm; params groups seed, compute, prior, dldm, pretrain_ldm (its use), pretrain_vdm, train_dldm,
      gates.
 Out: data/dldm/{dldm.safetensors,config.json}, metrics/train_dldm.json, plots/train_dldm (TSV per series),
-     plots/train_dldm.png (real, coarse, rendered with own and with another video's codes; unseen appearance),
+     plots/train_dldm.png (real, coarse, rendered with own and with another clip's codes; unseen appearance),
      plots/train_dldm_codes.png (entropy by step and by digit).
 Time and memory at the committed sizes: 3 to 6 minutes on two cores, 4 GiB. Headline: render.psnr (moving pixels, unseen
 appearance, nuisance 0) above render.psnr_other_codes and render.psnr_copy. A run that breaks a gate (dead or ignored

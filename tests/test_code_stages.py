@@ -14,9 +14,11 @@ from vw2.console import UserError
 from vw2.data import manifest
 from vw2.data.codes import CodesInfo, read_codes, write_codes
 from vw2.data.shards import write_shards
+from vw2.models.ar import ARConfig, ARTransformer, CodeShape
 from vw2.models.ar_files import load_ar
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import save_ldm
+from vw2.training.sequences import Sequences, hide_words
 from vw2.variant import paths
 
 SPLITS = ("train", "train", "train", "fail", "test", "test")
@@ -141,10 +143,20 @@ def test_written_codes_are_checked(tmp_path):
         read_codes(tmp_path / "nothing")
 
 
-def test_instructions_without_a_word_are_refused():
-    data = SimpleNamespace(instructions=["___", "..."], first=torch.zeros(2, 4, 2, 2))
-    with pytest.raises(UserError, match="expected instructions with letters or digits, got '___'"):
-        train_ar.inputs_of(data)
+def test_instructions_without_a_word():
+    """Play data says nothing: then the first frame alone tells what to do."""
+    data = SimpleNamespace(instructions=["___", ""], first=torch.zeros(2, 4, 2, 2))
+    inputs = train_ar.inputs_of(data)
+    assert (inputs.words, inputs.length) == ((), 0)
+    model = ARTransformer(ARConfig(width=12, layers=1, heads=2), CodeShape((8,), 1, 2), inputs)
+    sequences = Sequences.__new__(Sequences)
+    sequences.instructions, sequences.first = data.instructions, data.first
+    sequences.codes = [torch.zeros(clips, 1, 2, dtype=torch.int64) for clips in (1, 2)]
+    batch = sequences.batch([0, 1], inputs)
+    batch.words = hide_words(batch.words, 0.5, torch.Generator())
+    assert batch.words.shape == (2, 0) and model(batch)[0].isfinite()
+    codes = model.eval().sample(batch.words, batch.first, ["a/0", "b/0"], 0, 0.5, 1.0)
+    assert len(codes) == 2 and codes[0].shape[1:] == (1, 2)
 
 
 def test_the_transformer_is_trained_and_judged(workspace):

@@ -11,8 +11,9 @@ from torch import nn
 from vw2.data.codes import CodesInfo, write_codes
 from vw2.evaluation.prediction import predict_figures, unigram_figures
 from vw2.evaluation.quality import MAX_PSNR
-from vw2.evaluation.rendering import other_clip, pooled_psnr, render_figures
+from vw2.evaluation.rendering import comparable, other_clip, pooled_psnr, render_figures
 from vw2.models.ar import Scores
+from vw2.training.sequences import score
 
 FIFTH = 51  # of 255: a squared error of 1/25
 DB_OF_A_FIFTH = 20 * np.log10(5)
@@ -49,6 +50,7 @@ def test_psnr_pools_errors_over_moving_pixels_by_video():
 def test_other_codes_are_of_another_video(videos):
     assert all(videos[other] != video for video, other in zip(videos, other_clip(videos), strict=True))
     assert other_clip(["a", "a"]).tolist() == [1, 0] and other_clip(["a"]).tolist() == [0]
+    assert comparable(videos) and comparable(["a"] * 8) and not comparable(["a"] * 7)
 
 
 def test_render_figures_of_a_renderer_that_is_known():
@@ -101,7 +103,7 @@ class Items(list):
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_bits_of_a_model_that_is_known(batch):
     model = Foreteller().train()
-    figures = predict_figures(model, Items([0, 1, 2]), seed=0, batch=batch)
+    figures = predict_figures(score(model, Items([0, 1, 2]), batch=batch), seed=0)
     assert {key: figure["value"] for key, figure in figures.items()} == {
         "bits": pytest.approx((1 + 2 + 3) / 3),
         "accuracy": pytest.approx(1 / 3),

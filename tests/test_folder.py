@@ -161,6 +161,9 @@ def test_blank_rows_of_a_sidecar_and_environments_that_stay_together(films, tmp_
     for environment in ("kitchen", "garage"):
         own = {split[each.path] for each in taken.values() if each.environment == environment}
         assert len(own) == 1, f"videos of the {environment} are in {own}"
+    alone = [row.replace("kitchen", "garage") for row in rows]
+    (films / "videos.csv").write_text("\n".join(["file,task,environment", *alone, ""]))
+    assert {each.kin for each in take(films, tmp_path / "alone")[0].values()} == {None}, "nothing to keep apart"
     (films / "videos.csv").write_text("file,task\n,fold\n")
     with pytest.raises(UserError, match="a row with 'fold' names no file"):
         take(films, tmp_path / "other")

@@ -283,7 +283,39 @@ def test_a_tracker_of_averages_keeps_parameters_alone(weights, lead):
         import_weights(tiny(), flatten(tracked, Path("x")), TOKENIZER, ema=True)
 
 
-def test_constants_may_be_left_out_but_not_be_others(weights):
+@pytest.mark.parametrize(
+    ("plain", "averages"),
+    [
+        ("model.network.", "ema_model.network."),
+        ("network.", "ema.ema_model.network."),
+        ("network.", "ema_network."),
+    ],
+)
+def test_other_names_of_averages(weights, plain, averages):
+    averaged = export_weights(tiny(1), TOKENIZER)
+    both = {f"{plain}{key}": value for key, value in weights.items()}
+    both |= {f"{averages}{key}": value for key, value in averaged.items()}
+    both |= {f"ema.online_model.network.{key}": value + 1 for key, value in weights.items()}  # of an EMA wrapper
+    for ema, expected in ((False, weights), (True, averaged)):
+        model = tiny(2)
+        import_weights(model, both, TOKENIZER, ema)
+        assert same(export_weights(model, TOKENIZER), expected)
+
+
+def test_of_two_models_the_known_name_wins_and_strangers_are_refused(weights):
+    other = export_weights(tiny(1), TOKENIZER)
+    teacher = {f"teacher.network.{key}": value for key, value in other.items()}
+    model = tiny(2)
+    import_weights(model, teacher | {f"network.{key}": value for key, value in weights.items()}, TOKENIZER)
+    assert same(export_weights(model, TOKENIZER), weights)
+    import_weights(model, teacher, TOKENIZER)
+    assert same(export_weights(model, TOKENIZER), other), "alone it is the one"
+    student = {f"student.network.{key}": value for key, value in weights.items()}
+    with pytest.raises(UserError, match=r"several \(student.network., teacher.network.\); save the one"):
+        import_weights(model, teacher | student, TOKENIZER)
+
+
+def test_constants_may_be_left_out(weights):
     arrange = {key: value for key, value in weights.items() if "patcher3d" not in key}
     model = tiny(1)
     report = import_weights(model, arrange, TOKENIZER)

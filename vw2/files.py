@@ -1,7 +1,9 @@
-"""Files that stages wrote, read again: one that is missing or damaged ends in a sentence that names it."""
+"""Files of stages, written and read again: one that is missing or damaged ends in a sentence that names it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -16,6 +18,11 @@ def read_table(file: Path) -> pl.DataFrame:
         raise UserError(f"{file} does not exist; run the stage that makes it (dvc repro)") from None
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{file} is no whole table ({error}); remove it and run the stage that makes it") from None
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with sorted keys, into a folder or file that is put in place later (vw2.scratch)."""
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict:

@@ -25,6 +25,7 @@ from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
 from vw2.models.renderer import Renderer
 from vw2.scratch import atomic_file
+from vw2.streams import Stream
 from vw2.training.compute import generator
 from vw2.training.sequences import first_features
 
@@ -92,7 +93,7 @@ def render_batch(
         index = torch.from_numpy(np.stack([rows[i].codes[clip] for i in active])).to(device)
         steps = index.shape[1]
         keys = [() if same_noise else (*rows[i].key, clip) for i in active]
-        noise = torch.cat([renderer.noise(frame[:1], steps, generator(seed, 8, *key)) for key in keys])
+        noise = torch.cat([renderer.noise(frame[:1], steps, generator(seed, Stream.ROLLOUT, *key)) for key in keys])
         begun = torch.stack([coarse[i] for i in active])
         video = renderer.render(frame[active], index, noise, begun)
         frame[active] = video[:, :, -1:]
@@ -131,11 +132,13 @@ def sample_codes(
     """Codes (clips, K, N) that the AR transformer samples for first frames (H, W, 3) uint8 and instructions."""
     frames = to_model(np.stack(firsts)[:, None]).to(device_of(ldm))
     features = torch.cat([first_features(ldm, part) for part in frames.split(64)])
-    words = torch.tensor([word_ids(text, ar.inputs) for text in told], device=features.device)
+    words = torch.tensor([word_ids(text, ar.inputs) for text in told], dtype=torch.int64, device=features.device)
     return ar.sample(words, features, keys, seed, config.temperature, config.top_p)
 
 
-def plan(cases: list[str], written: list[np.ndarray], codes: CodeStore, firsts: dict, config, seed: int) -> list[Row]:
+def plan(
+    cases: list[str], written: list[np.ndarray], codes: CodeStore, firsts: dict, config: RolloutConfig, seed: int
+) -> list[Row]:
     """All rows to render: samples of the AR transformer, then the controls."""
     rows = []
     n = config.samples

@@ -8,7 +8,6 @@ Legend: K steps (transitions) of a clip, N queries.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from vw2.console import UserError
-from vw2.files import read_json, read_table
+from vw2.files import read_json, read_table, write_json
 
 CODES = {
     "video": pl.String,
@@ -87,7 +86,7 @@ def write_codes(folder: Path, clips: pl.DataFrame, codes: np.ndarray, info: Code
     frame = clips.select("video", "split", "clip")[row].with_columns(step=step, query=query, code=codes.reshape(-1))
     frame = frame.select(pl.col(name).cast(kind) for name, kind in CODES.items()).sort(ORDER)
     frame.write_parquet(folder / "codes.parquet")
-    (folder / "codes.json").write_text(json.dumps(asdict(info), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(folder / "codes.json", asdict(info))
     return CodeStore(frame, info)
 
 

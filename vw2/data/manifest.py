@@ -69,7 +69,8 @@ class Entry:
     start: float | None = None
     stop: float | None = None
     weight: float = 1.0
-    kin: str | None = None  # digest that videos share which may not be parted (cameras of one episode); not in MANIFEST
+    # digest shared by videos that may not be parted (cameras of one episode, an environment); not in MANIFEST
+    kin: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ in the next at a clip border (the shared frame is stored in both).
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from vw2.console import UserError
-from vw2.files import read_json, read_table
+from vw2.files import read_json, read_table, write_json
 
 SHARD_BYTES = 256 * 2**20
 AT_ONCE = 2**24  # pixels of the clips that go through a model at once, in all frames; one clip may have more
@@ -136,8 +135,7 @@ def write_shards(
         sums.append(digest.hexdigest())
     index = pl.DataFrame(rows, schema=INDEX, orient="row")
     index.write_parquet(folder / "index.parquet")
-    record = {**config, "sha256": sums}
-    (folder / "clips.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(folder / "clips.json", {**config, "sha256": sums})
     return index
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from vw2.data.sampler import Mixture
 from vw2.data.shards import ClipStore
+from vw2.streams import Stream
 
 GROUPS = 4  # batches that walk in turn
 TURNS = 4  # a video of one clip is walked to and fro so often in all
@@ -105,7 +106,8 @@ class Walks:
         for draw in count():
             video = self.mixture.batch(self.seed, draw * self.walkers * self.ranks + walker, 1)[0]
             legs = self.routes[video]
-            start = int(np.random.default_rng([self.seed, 10, walker]).integers(len(legs))) if draw == 0 else 0
+            rng = np.random.default_rng([self.seed, Stream.WALKS, walker])
+            start = int(rng.integers(len(legs))) if draw == 0 else 0
             yield Leg(legs[start].row, legs[start].backwards)
             yield from legs[start + 1 :]
 

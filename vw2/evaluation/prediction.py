@@ -4,16 +4,14 @@ Figures are bits per code and the share of codes that were the likeliest ("accur
 Legend: V videos, S codes of a video, N queries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from vw2.data.codes import CodeStore
 from vw2.evaluation.codes import entropy_bits
 from vw2.evaluation.intervals import bootstrap_ratio
-from vw2.models.ar import ARTransformer
-from vw2.models.layers import device_of
-from vw2.training.sequences import Sequences
+from vw2.models.ar import Scores
 
 Figures = dict[str, dict[str, float | None]]
 
@@ -23,19 +21,13 @@ def _figure(sums: np.ndarray, counts: np.ndarray, seed: int) -> dict[str, float 
     return bootstrap_ratio(sums, counts, np.arange(len(sums)), seed).as_dict()
 
 
-def predict_figures(
-    model: ARTransformer, data: Sequences, seed: int, instructions: Sequence[str] | None = None, batch: int = 16
-) -> Figures:
+def predict_figures(batches: Iterable[Scores], seed: int) -> Figures:
     """bits, accuracy, end_probability (of END, where a video ends) and early_end_probability (where a clip follows).
 
-    Args: instructions: (V) to be told instead of the videos' own.
+    Args: batches: what the model thinks of the codes of all videos, some videos at a time.
     """
-    was_training, device = model.training, device_of(model)
-    model.eval()
     rows = []
-    for i in range(0, len(data), batch):
-        items = range(i, min(i + batch, len(data)))
-        scores = model.score(data.batch(items, model.inputs, instructions).to(device))
+    for scores in batches:
         code = scores.is_code
         border = code & (scores.end > 0)
         columns = [
@@ -45,7 +37,6 @@ def predict_figures(
             (scores.end.where(border, 0), border),
         ]
         rows.append(np.stack([x.double().sum(1).cpu().numpy() for pair in columns for x in pair]))
-    model.train(was_training)
     sums = np.concatenate(rows, axis=1)  # (8, V)
     names = ("bits", "accuracy", "end_probability", "early_end_probability")
     pairs = zip(names, sums[::2], sums[1::2], strict=True)

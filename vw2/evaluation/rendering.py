@@ -10,6 +10,8 @@ import numpy as np
 from vw2.evaluation.intervals import Estimate, bootstrap_ratio
 from vw2.evaluation.quality import moving_error, psnr_of
 
+FEW = 8  # clips of a single video that are enough to compare their codes
+
 
 def pooled_psnr(rendered: list[np.ndarray], real: list[np.ndarray], videos: list[str], seed: int) -> Estimate:
     """PSNR in dB of the squared error pooled over the moving pixels of all clips, with a by-video interval.
@@ -22,6 +24,12 @@ def pooled_psnr(rendered: list[np.ndarray], real: list[np.ndarray], videos: list
     ratio = bootstrap_ratio(list(sums), list(pixels), videos, seed)
     to_db = lambda mse: None if mse is None else psnr_of(mse)  # noqa: E731  (a larger error is a lower PSNR)
     return Estimate(psnr_of(ratio.value), to_db(ratio.high), to_db(ratio.low), ratio.n)
+
+
+def comparable(videos: list[str]) -> bool:
+    """Whether clips have others to be compared with: of several videos, or FEW of one (our choice), which may repeat
+    one motion."""
+    return len(set(videos)) > 1 or len(videos) >= FEW
 
 
 def other_clip(videos: list[str]) -> np.ndarray:
@@ -45,7 +53,7 @@ def render_figures(
     seed: int,
     prefix: str = "render",
 ) -> tuple[dict[str, dict], list[np.ndarray], list[np.ndarray]]:
-    """render.psnr, render.psnr_other_codes (of several clips only), render.psnr_copy of a set of clips.
+    """render.psnr, render.psnr_other_codes (where clips are `comparable`), render.psnr_copy of a set of clips.
 
     Args:
         draw: (clip numbers, codes (B, K, N)) -> rendered clips; draws on the clips' own first frames.
@@ -56,7 +64,7 @@ def render_figures(
     """
     numbers = np.arange(len(real))
     own = draw(numbers, codes)
-    several = len(real) > 1
+    several = comparable(videos)
     other = draw(numbers, codes[other_clip(videos)]) if several else own
     if not any(moving_error(clip, clip)[1] for clip in real):
         return {}, own, other

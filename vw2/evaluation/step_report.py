@@ -1,6 +1,6 @@
 """How good is the step classifier itself? Its own accuracy, and what it says of real demonstrations (the ceiling).
 
-Legend: M frames, C classes. Rows are those of vw2.training.frames.FrameSet.
+Legend: M frames, C classes. Rows are those of vw2.training.frames.FrameSet, one a frame, with its truth.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from vw2.evaluation.intervals import bootstrap_mean, success_interval
-from vw2.evaluation.labels import CLASSES, IGNORED, label_rows
+from vw2.evaluation.labels import CLASSES, IGNORED
 from vw2.evaluation.success import (
     N_STEPS,
     accuracy,
@@ -20,8 +20,6 @@ from vw2.evaluation.success import (
     steps_reached,
     survival,
 )
-from vw2.models.classifier import StepClassifier
-from vw2.training.frames import FrameSet
 from vw2.worlds.paper import KEY_STEPS
 from vw2.worlds.script import BLOCK_TASKS
 
@@ -111,25 +109,3 @@ def confusion(labels: np.ndarray, classes: np.ndarray) -> pl.DataFrame:
         {"actual": names[labels[known]], "predicted": names[classes[known]]},
         schema={"actual": pl.String, "predicted": pl.String},
     )
-
-
-def judge(
-    model: StepClassifier, real: FrameSet, vae: FrameSet | None, side: int, hold: int, seed: int
-) -> tuple[Figures, pl.DataFrame]:
-    """All figures of a classifier on frames it has not seen.
-
-    Args:
-        real: all frames of whole videos; vae: some of them as the VAE gives them back, or None.
-        side: of the clips' pictures, pixels; hold: see `ceilings`.
-    Returns: those of `frame_figures`, `ceiling.*`, with vae also accuracy_vae, hand_error_vae and angle_error_vae;
-        and the table of `confusion`.
-    """
-    said, labels = model.predict(real.pixels), label_rows(real.rows)
-    classes = said["class"].argmax(1)
-    figures = frame_figures(said, labels, real.rows, side, seed)
-    figures |= {f"ceiling.{key}": value for key, value in ceilings(classes, real.rows, hold, seed).items()}
-    if vae is not None:
-        passed = frame_figures(model.predict(vae.pixels), label_rows(vae.rows), vae.rows, side, seed)
-        names = ("accuracy", "hand_error", "angle_error")
-        figures |= {f"{name}_vae": passed[name] for name in names if name in passed}
-    return figures, confusion(labels, classes)

@@ -22,7 +22,7 @@ from vw2.scratch import atomic_file
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # what may stand before bare names: top-level keys of a file, and what DistributedDataParallel puts there
 CONTAINERS = ("", "model.", "state_dict.", "module.", "model.module.", "state_dict.module.")
-AVERAGES = ("ema", "model_ema")  # parts of names of averaged weights, beside those that end with _ema
+AVERAGES = ("ema", "model_ema")  # parts of names of averaged weights, beside those that begin or end with ema
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # smaller ones need scales
 SHOWN = 3  # names of each kind in a sentence
 DEPTH, ENTRIES = 16, 200_000  # the most of nested dictionaries; no training state comes near, hostile files do
@@ -152,29 +152,40 @@ def entries(tree: Mapping, path: Path, prefix: str = "", depth: int = DEPTH) -> 
 
 def averaged(lead: str) -> bool:
     """Whether what stands before a name says that the weights are averaged (EMA)."""
-    return any(part in AVERAGES or part.endswith("_ema") for part in lead.split("."))
+    return any(part in AVERAGES or part.startswith("ema_") or part.endswith("_ema") for part in lead.split("."))
 
 
 def plain(lead: str) -> str:
     """What stands before a name without its signs of averaging: model.network_ema. -> model.network."""
-    parts = [part.removesuffix("_ema") for part in lead.split(".") if part not in AVERAGES]
+    parts = [part.removesuffix("_ema").removeprefix("ema_") for part in lead.split(".") if part not in AVERAGES]
     return ".".join(parts)
 
 
 def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -> dict[bool, str | None]:
     """Whether averaged (EMA) -> what stands before the most of a model's names in a file, None if nothing does.
 
-    It is one of CONTAINERS, or ends with one of the model's prefixes, whatever stands before that.
+    It is one of CONTAINERS with one of the model's prefixes or none; where there is no such, one of the prefixes behind
+    whatever else.
+
     Args: names: the authors' names of the model's entries.
+    Raises: UserError if several of the latter stand before as many names.
     """
     count: Counter[str] = Counter()
     for key in weights:
         parts = key.split(".")
         count.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
-    ours = lambda lead: lead in CONTAINERS or f".{lead}".endswith(tuple(f".{each}" for each in keys.prefixes))  # noqa: E731
-    best: dict[bool, str | None] = {False: None, True: None}
-    for lead in sorted(filter(lambda lead: ours(plain(lead)), count), key=lambda lead: (count[lead], len(lead))):
-        best[averaged(lead)] = lead
+    known = {container + prefix for container in CONTAINERS for prefix in ("", *keys.prefixes)}
+    ends = tuple(f".{prefix}" for prefix in keys.prefixes)
+    best: dict[bool, str | None] = {}
+    for ema in (False, True):
+        own = [lead for lead in count if averaged(lead) is ema and (plain(lead) in known or f".{lead}".endswith(ends))]
+        rank = {lead: (count[lead], plain(lead) in known) for lead in own}
+        first = [lead for lead in own if rank[lead] == max(rank.values())]
+        if len(first) > 1 and plain(first[0]) not in known:
+            raise UserError(
+                f"expected one {keys.title} in the file, got several ({', '.join(sorted(first)[:SHOWN])}); save the one"
+            )
+        best[ema] = max(first, key=len, default=None)
     return best
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vw2.console import UserError, refusals
@@ -19,6 +18,7 @@ from vw2.models.adapt import merged
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.dldm import DLDM
+from vw2.models.pretrained import save_weights
 
 RELEASE_CONTROL = ControlConfig(blocks=3, weight=0.5, hint="mlp", own_time=True)
 BRANCH = "control.safetensors"
@@ -98,7 +98,7 @@ def write_dit(folder: Path, vdm: CosmosVDM, control: ControlBranch | None) -> No
     """Write both into an existing folder (use `vw2.scratch.atomic_dir`)."""
     vdm.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
     if control is not None:
-        save_file({key: value.contiguous() for key, value in control.state_dict().items()}, folder / BRANCH)
+        save_weights(control, folder / BRANCH)
 
 
 def told(reports: list[KeyReport], entries: int) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vw2.streams import Stream
+
 
 @dataclass(frozen=True)
 class ColourConfig:
@@ -39,7 +41,7 @@ def recolour(video: Tensor, keys: Iterable[Iterable[int]], config: ColourConfig,
     """
     if config.share == 0:
         return video
-    draws = [np.random.default_rng([seed, 13, *map(int, key)]).random(6) for key in keys]
+    draws = [np.random.default_rng([seed, Stream.RECOLOUR, *map(int, key)]).random(6) for key in keys]
     luck, swap, *rest = torch.from_numpy(np.stack(draws, 1)).float()
     turn, saturation, contrast, brightness = (2 * each - 1 for each in rest)  # uniform in [-1, 1]
     mix = colour_mix(

@@ -1,24 +1,21 @@
 """Files of the AR transformer: ar.safetensors (float32) and config.json (its three configs, vocabulary included)."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from vw2.console import UserError
-from vw2.files import read_json
+from vw2.files import read_json, write_json
 from vw2.models.ar import ARConfig, ARInputs, ARTransformer, CodeShape
-from vw2.models.pretrained import read_weights
+from vw2.models.pretrained import read_weights, save_weights
 from vw2.params import build
 
 
 def save_ar(model: ARTransformer, folder: Path) -> None:
     """Write weights and config.json into an existing folder (use `vw2.scratch.atomic_dir`)."""
-    save_file({key: value.contiguous().cpu() for key, value in model.state_dict().items()}, folder / "ar.safetensors")
+    save_weights(model, folder / "ar.safetensors")
     facts = {"model": asdict(model.config), "codes": asdict(model.shape), "inputs": asdict(model.inputs)}
     facts["codebook"] = model.shape.codebook
-    (folder / "config.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", facts)
 
 
 def load_ar(folder: Path) -> ARTransformer:

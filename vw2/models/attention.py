@@ -250,6 +250,7 @@ class WindowRope(nn.Module):
         self.rope, self.layout, self.axis = rope, layout, axis
 
     def forward(self, latents: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
+        """Latents (B, C, L, h, w) of the pass -> tables of its tokens."""
         frames, start = latents.shape[2], self.layout.start
         tables = self.rope(latents[:, :, :1].expand(-1, -1, start + frames, -1, -1), *args, **kwargs)
         skip = [table.shape[self.axis] // (start + frames) * start for table in tables]

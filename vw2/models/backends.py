@@ -111,6 +111,7 @@ def published(config: BackendConfig) -> tuple[Path, WanVAE]:
 
 
 def load_cosmos(config: BackendConfig, _: Path) -> Pair:
+    """Cosmos-Predict2 as published. Raises: UserError if it is not there, or is another network."""
     folder, vae = published(config)
     attention = "full" if config.tokens else "causal"
     with reading(CosmosTransformer3DModel, folder / "transformer"):
@@ -120,6 +121,7 @@ def load_cosmos(config: BackendConfig, _: Path) -> Pair:
 
 
 def load_wan(config: BackendConfig, _: Path) -> Pair:
+    """Wan as published. Raises: as load_cosmos."""
     folder, vae = published(config)
     net = read(WanTransformer3DModel, folder / "transformer", torch_dtype=config.torch_dtype)
     return Pair(vae, WanVDM(net))

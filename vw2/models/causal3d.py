@@ -65,6 +65,7 @@ class FactorisedConv(nn.Module):
         self.space, self.time = SpaceConv(channels, out, 3), TimeConv(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> (B, out, L, h, w)."""
         return self.time(self.space(x))
 
 
@@ -76,10 +77,10 @@ class FrameNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> the same."""
         rows = fold(x)
-        if (
-            not rows.requires_grad
-        ):  # torch 2.13's kernel crashes where weight and bias learn and what they act on does not
+        # torch 2.13's kernel crashes where weight and bias learn and what they act on does not
+        if not rows.requires_grad:
             rows = rows.detach().requires_grad_(self.weight.requires_grad)
         return unfold(group_norm(rows, 1, self.weight, self.bias, 1e-6), len(x))
 
@@ -108,6 +109,7 @@ class SpaceAttention(nn.Module):
         self.to_out = SpaceConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> the same."""
         hidden = self.norm(x)
         query, key, value = (rearrange(to(hidden), "b c l h w -> (b l) 1 (h w) c") for to in self.projections())
         mixed = scaled_dot_product_attention(query, key, value)
@@ -121,6 +123,7 @@ class TimeAttention(SpaceAttention):
     """Residual causal self-attention (one head) over time, pixel by pixel: frame t sees frames 0 .. t."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> the same."""
         hidden = self.norm(x)
         query, key, value = (rearrange(to(hidden), "b c l h w -> (b h w) 1 l c") for to in self.projections())
         mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -159,6 +162,7 @@ class SpaceDown(nn.Module):
         self.conv = SpaceConv(channels, channels, 3, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> (B, channels, L, h / 2, w / 2)."""
         x = pad(x, (0, 1, 0, 1))
         return self.conv(x) + unfold(avg_pool2d(fold(x), 2), len(x))
 
@@ -171,6 +175,7 @@ class TimeDown(nn.Module):
         self.conv = TimeConv(channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, 1 + 2 m, h, w) -> (B, channels, 1 + m, h, w)."""
         x = repeat_first(x, 1)
         return self.conv(x) + (x[:, :, ::2] + x[:, :, 1::2]) / 2
 
@@ -183,6 +188,7 @@ class SpaceUp(nn.Module):
         self.conv = SpaceConv(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> (B, channels, L, 2 h, 2 w)."""
         x = unfold(interpolate(fold(x), scale_factor=2, mode="nearest"), len(x))
         return x + self.conv(x)
 
@@ -195,6 +201,7 @@ class TimeUp(nn.Module):
         self.conv = TimeConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, 1 + m, h, w) -> (B, channels, 1 + 2 m, h, w)."""
         x = torch.cat([x[:, :, :1], x[:, :, 1:].repeat_interleave(2, dim=2)], dim=2)
         return x + self.conv(x)
 
@@ -215,6 +222,7 @@ class Resample(nn.Module):
             self.add_module(name, step)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> the size that its steps make of it."""
         for name in self.steps:
             x = getattr(self, name)(x)
         return x

@@ -41,6 +41,7 @@ class Deaf(nn.Module):
     """What stands where there is no attention."""
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (B, C, L, h, w), whatever the tokens -> x."""
         return x
 
 
@@ -54,6 +55,7 @@ class DecoderLevel(nn.Module):
         self.upsample = up
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (B, channels, L, h, w), tokens (B, K N, source) -> (B, out, ., ., .) of the size that the way up makes."""
         for block, attention in zip(self.block, self.attn, strict=True):
             x = attention(block(x), tokens)
         return self.upsample(x)
@@ -71,6 +73,7 @@ class ListeningMiddle(nn.Module):
         )
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """x (B, channels, L, h, w), tokens (B, K N, channels) -> like x."""
         return self.block2(self.attn(self.block1(x), tokens))
 
 

@@ -32,6 +32,7 @@ class EncoderLevel(nn.Module):
         self.downsample = down
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> (B, out, ., ., .) of the size that the way down makes."""
         for block, attention in zip(self.block, self.attn, strict=True):
             x = attention(block(x))
         return self.downsample(x)
@@ -49,6 +50,7 @@ class Middle(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, L, h, w) -> the same."""
         return self.block2(self.attn(self.block1(x)))
 
 

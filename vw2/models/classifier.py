@@ -5,7 +5,6 @@ DINOv2 (VideoWorld 2, sec. 5: a DINOv2 classifier detects the key steps), whose 
 Legend: B frames, S side of the input in pixels, C classes, D width of the features, h w cells of the feature map.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from vw2.console import UserError
-from vw2.files import read_json
-from vw2.models.pretrained import read_weights
+from vw2.files import read_json, write_json
+from vw2.models.pretrained import read_weights, save_weights
 from vw2.models.settings import settings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what DINOv2 was trained with
@@ -244,13 +243,10 @@ class StepClassifier(nn.Module):
 
     def save(self, folder: Path, record: dict) -> None:
         """Write classifier.safetensors (float32) and config.json; `record` (say, parameters) is kept beside them."""
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_weights(self, folder / WEIGHTS)
         head = {"model": asdict(self.config), "names": self.names, "architecture": self.backbone.architecture}
-        text = json.dumps({**head, "record": record}, indent=2, sort_keys=True)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / CONFIG, {**head, "record": record})
 
 
 def load_classifier(folder: Path) -> StepClassifier | None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vw2.models.layers import zero
+from vw2.models.port import VideoVAE
 from vw2.models.ranges import at_least
 
 Block = Callable[[Tensor], Tensor]  # a transformer block with all that it is told in this pass
@@ -64,19 +65,19 @@ class ControlConfig:
             )
 
 
-def change(vae, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
+def change(vae: VideoVAE, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
     """Latents of the coarse video minus those of the first frame (our choice)."""
     return (vae.encode(coarse) if latents is None else latents) - known
 
 
-def grey(vae, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
+def grey(vae: VideoVAE, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
     """Latents of the coarse video in grey (release)."""
     red, green, blue = (coarse / 2 + 0.5).unbind(1)
     light = 0.2989 * red + 0.587 * green + 0.114 * blue
     return vae.encode((2 * light - 1)[:, None].expand_as(coarse))
 
 
-def blind(vae, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
+def blind(vae: VideoVAE, coarse: Tensor, known: Tensor, latents: Tensor | None = None) -> Tensor:
     """Where there is no branch nothing is encoded for it."""
     return known
 

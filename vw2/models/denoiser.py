@@ -14,9 +14,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from vw2.models.flow import draw_time, flow_loss, integrate, over_latents
+from vw2.models.flow import Velocity, draw_time, flow_loss, integrate, over_latents
 
-Velocity = Callable[..., Tensor]  # (x_t (B, C, L, h, w), t (B,), ...) -> noise - x_0
 Levels = Literal["logit_normal", "release"]  # how noise levels are drawn in training, see NOISE_LEVELS
 LevelWeight = Literal["uniform", "release"]  # what the loss makes of them, see LEVEL_WEIGHTS
 

@@ -40,14 +40,17 @@ from vw2.models.timeline import STRIDE, Window, draw_window, fill, windows
 
 
 def stop_both(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """(f_0, codes) as they are, without a gradient to either."""
     return first.detach(), codes.detach()
 
 
 def stop_codes(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """(f_0, codes) with a gradient to f_0 alone."""
     return first, codes.detach()
 
 
 def stop_nothing(first: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """(f_0, codes) with a gradient to both."""
     return first, codes
 
 

@@ -12,6 +12,8 @@ from vw2.models.attention import KVCache, Layout
 
 FrameTimes = Literal["shared", "independent"]  # noise levels of a clip's latent frames, see FRAME_TIMES
 Order = Literal["clip", "frames"]  # what sampling makes together, see SAMPLERS
+Velocity = Callable[..., Tensor]  # (x_t (B, C, L, h, w), t (B,), ...) -> noise - x_0
+Solver = Callable[..., Tensor]  # see `integrate`
 
 
 def normal(like: Tensor, rng: torch.Generator) -> Tensor:
@@ -89,7 +91,7 @@ def motion_weight(clean: Tensor, strength: float) -> Tensor:
 
 
 @torch.no_grad()
-def integrate(velocity, noise: Tensor, steps: int, shift: float, start: float = 1.0) -> Tensor:
+def integrate(velocity: Velocity, noise: Tensor, steps: int, shift: float, start: float = 1.0) -> Tensor:
     """Follow the flow from `noise` to data with Euler steps (diffusers' FlowMatchEulerDiscreteScheduler).
 
     Args:
@@ -110,7 +112,13 @@ def integrate(velocity, noise: Tensor, steps: int, shift: float, start: float = 
 
 
 def sample(
-    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float = 1.0, solver=integrate
+    velocity: Velocity,
+    noise: Tensor,
+    first: Tensor,
+    steps: int,
+    shift: float,
+    start: float = 1.0,
+    solver: Solver = integrate,
 ) -> Tensor:
     """All latent frames together, at one noise level; the arguments but `first` as in `integrate`.
 
@@ -124,7 +132,14 @@ def sample(
 
 @torch.no_grad()
 def sample_frames(
-    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float, layout: Layout, solver=integrate
+    velocity: Velocity,
+    noise: Tensor,
+    first: Tensor,
+    steps: int,
+    shift: float,
+    start: float,
+    layout: Layout,
+    solver: Solver = integrate,
 ) -> Tensor:
     """Latent frame after latent frame, each over its clean past, whose keys and values are kept at time 0.
 
@@ -150,7 +165,14 @@ def sample_frames(
 
 
 def sample_clip(
-    velocity, noise: Tensor, first: Tensor, steps: int, shift: float, start: float, layout: Layout, solver=integrate
+    velocity: Velocity,
+    noise: Tensor,
+    first: Tensor,
+    steps: int,
+    shift: float,
+    start: float,
+    layout: Layout,
+    solver: Solver = integrate,
 ) -> Tensor:
     """`sample` with the arguments of `sample_frames`."""
     return sample(lambda x, time: velocity(x, time, slice(None)), noise, first, steps, shift, start, solver)

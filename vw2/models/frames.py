@@ -143,6 +143,7 @@ class LookingDecoder(FrameDecoder):
         self.key_place = nn.Parameter(torch.randn(self.KEY, 2 * height, 2 * wide))
 
     def forward(self, first: Tensor, codes: Tensor) -> Strokes:
+        """As the decoder without lookups: first (B, C, 1, h, w), codes (B, K, N, G) -> strokes."""
         hidden, batch = self.hidden(first, codes), len(codes)
         paint, erase, flow = self.pixels_of(self.conv_out(hidden), codes).split((3, 1, 2), dim=1)
         query = self.query(hidden) + self.query_place

@@ -47,9 +47,11 @@ class HaarPatch(nn.Module):
         self.register_buffer("matrix", haar_matrix(side), persistent=False)
 
     def forward(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, side^3 C, L, H / side, W / side)."""
         return rearrange(self.times(blocks(video, self.side, self.side), self.matrix.T), "b l h w c s -> b (s c) l h w")
 
     def inverse(self, patches: Tensor) -> Tensor:
+        """(B, side^3 C, L, H / side, W / side) -> (B, C, T, H, W)."""
         return unblocks(self.cells(patches), self.side, self.side)
 
     def cells(self, patches: Tensor) -> Tensor:

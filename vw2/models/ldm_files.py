@@ -1,13 +1,12 @@
 """Files of the LDM: <folder>/ldm.safetensors and config.json, or its part of a dLDM's <folder>/dldm.safetensors."""
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vw2.files import read_json
+from vw2.files import read_json, write_json
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.pretrained import damaged, read_weights, save_weights
 from vw2.models.settings import settings
@@ -19,7 +18,7 @@ def save_ldm(ldm: LDM, folder: Path, dtype: torch.dtype = torch.float32) -> None
     """Write weights, floating ones as `dtype`, and the config."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(ldm, folder / "ldm.safetensors", dtype)
-    (folder / "config.json").write_text(json.dumps(asdict(ldm.config), indent=2, sort_keys=True) + "\n")
+    write_json(folder / "config.json", asdict(ldm.config))
 
 
 def read_ldm_config(folder: Path) -> LDMConfig:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from vw2.console import UserError
 
 
-def save_weights(module: nn.Module, file: Path, dtype: torch.dtype) -> None:
-    """Write all of a module's weights, floating ones as `dtype`."""
-    weights = module.state_dict().items()
-    save_file({k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in weights}, file)
+def save_weights(module: nn.Module, file: Path, dtype: torch.dtype | None = None) -> None:
+    """Write all of a module's weights, floating ones as `dtype` (None: as they are)."""
+    cast = lambda value: value.to(dtype) if dtype and value.is_floating_point() else value  # noqa: E731
+    save_file({key: cast(value).contiguous().cpu() for key, value in module.state_dict().items()}, file)
 
 
 def damaged(file: Path, error: SafetensorError) -> UserError:

@@ -4,7 +4,6 @@ Legend: B batch, T frames, L latent frames (1 + (T-1)/4), C latent channels, h w
 the context.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffusers import AutoencoderKLCosmos
 from einops import rearrange
 from torch import Tensor, nn
 
+from vw2.files import write_json
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.haar import PATCH, blocks, unblocks
 from vw2.models.pretrained import read_weights, save_weights
@@ -91,6 +91,8 @@ class VDMConfig:
 
 @dataclass(frozen=True)
 class PriorModelConfig:
+    """Group `prior.model` of params.yaml."""
+
     vae: VAEConfig = field(default_factory=VAEConfig)
     vdm: VDMConfig = field(default_factory=VDMConfig)
 
@@ -161,8 +163,7 @@ class Prior(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in (("vae", self.vae), ("transformer", self.vdm)):
             save_weights(module, folder / f"{name}.safetensors", torch.bfloat16)
-        text = json.dumps({"model": asdict(self.config), "record": record}, indent=2, sort_keys=True)
-        (folder / "config.json").write_text(text + "\n")
+        write_json(folder / "config.json", {"model": asdict(self.config), "record": record})
 
     def load(self, folder: Path) -> "Prior":
         """Fill the weights from `folder`, converted to float32."""

@@ -50,8 +50,8 @@ class Attention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width // 2) for _ in range(3))
         self.to_out = nn.Linear(width // 2, width)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """query (B, Q, C), key and value (B, T, C), mask (Q, T) True = may look -> (B, Q, C)."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """query (B, Q, C), key and value (B, T, C), mask (Q, T) True = may look, None = at all -> (B, Q, C)."""
         split = lambda x: rearrange(x, "b t (n d) -> b n t d", n=self.heads)  # noqa: E731
         mixed = scaled_dot_product_attention(
             split(self.to_q(query)), split(self.to_k(key)), split(self.to_v(value)), attn_mask=mask
@@ -67,7 +67,8 @@ class QFormerLayer(nn.Module):
         self.attention, self.norm = Attention(width, heads), nn.LayerNorm(width)
         self.lin1, self.lin2, self.norm_mlp = nn.Linear(width, width), nn.Linear(width, width), nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, Q, C), key and value (B, T, C), mask (Q, T) True = may look, None = at all -> like x."""
         x = self.norm(x + self.attention(x, key, value, mask))
         return self.norm_mlp(x + self.lin2(relu(self.lin1(x))))
 

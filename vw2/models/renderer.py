@@ -4,7 +4,6 @@ Legend: B batch, T frames, K steps, N queries. Videos are float in [-1, 1]. With
 dLDM, <folder>/config.json and <folder>/dldm.safetensors; those of the LDM are in vw2.models.ldm_files.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vw2.files import read_json
+from vw2.files import read_json, write_json
 from vw2.models.backends import BackendConfig, load_backend
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
 from vw2.models.ldm_files import load_ldm
 from vw2.models.port import VideoPrior
-from vw2.models.pretrained import read_weights
+from vw2.models.pretrained import read_weights, save_weights
 from vw2.models.settings import settings
 from vw2.models.spread import spread
 
@@ -115,9 +113,10 @@ class LDMRenderer(nn.Module):
 
 
 def save_dldm(dldm: DLDM, folder: Path) -> None:
+    """Write weights and config; what `load_dldm` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in dldm.state_dict().items()}, folder / "dldm.safetensors")
-    (folder / "config.json").write_text(json.dumps(asdict(dldm.config), indent=2, sort_keys=True) + "\n")
+    save_weights(dldm, folder / "dldm.safetensors")
+    write_json(folder / "config.json", asdict(dldm.config))
 
 
 def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:

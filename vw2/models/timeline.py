@@ -23,6 +23,7 @@ def fill(video: Tensor) -> Tensor:
 
 
 def is_pair(video: Tensor) -> bool:
+    """Whether clips (B, C, T, H, W) have two frames."""
     return video.shape[2] == PAIR
 
 

@@ -7,11 +7,10 @@ import torch
 from accelerate import Accelerator
 
 from vw2.models.ar import ARConfig, ARTransformer
+from vw2.streams import Stream
 from vw2.training.compute import generator
 from vw2.training.run import Group, OptimConfig, Run
 from vw2.training.sequences import Sequences, hide_words
-
-DROPOUT, HIDDEN = 11, 12  # what else is drawn in a step, as keys of its generators
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ def train(
     model.train()
     for step in work:
         batch = data.batch(data.mixture.batch(seed, step, config.batch), model.inputs)
-        batch.words = hide_words(batch.words, model.config.unknown, generator(seed, HIDDEN, step))
-        torch.manual_seed(generator(seed, DROPOUT, step).initial_seed())
+        batch.words = hide_words(batch.words, model.config.unknown, generator(seed, Stream.AR_HIDDEN, step))
+        torch.manual_seed(generator(seed, Stream.AR_DROPOUT, step).initial_seed())
         with accelerator.autocast():
             loss, logs = model(batch.to(accelerator.device))
         work.update(loss, logs)

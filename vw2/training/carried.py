@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vw2.data.walks import Walked, Walks
+from vw2.streams import Stream
 from vw2.training.compute import generator
 
 
@@ -31,10 +32,10 @@ class Carried(nn.Module):
         """First frames (B, 3, 1, H, W) to draw over: those of `video` (B, 3, T, H, W), or the carried ones."""
         if not self.share:
             return video[:, :, :1]
-        luck = torch.rand(self.batch * self.ranks, generator=generator(self.seed, 11, step)) < self.share
+        draw = torch.rand(self.batch * self.ranks, generator=generator(self.seed, Stream.CARRIED, step)) < self.share
         low = self.rank * self.batch + walked.walkers.start % self.batch  # all of a step's clips are drawn for at once
-        luck = luck[low : low + len(video)]
-        own = (luck & torch.from_numpy(walked.follows)).to(video.device).view(-1, 1, 1, 1, 1)
+        draw = draw[low : low + len(video)]
+        own = (draw & torch.from_numpy(walked.follows)).to(video.device).view(-1, 1, 1, 1, 1)
         return torch.where(own, self.frames[walked.walkers], video[:, :, :1])
 
     def keep(self, walked: Walked, end: Tensor) -> None:

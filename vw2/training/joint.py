@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from vw2.data.walks import Walks
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.models.dldm import DLDM, JointBatch
+from vw2.models.port import VideoVAE
+from vw2.streams import Stream
 from vw2.training.carried import Carried
 from vw2.training.compute import generator
 from vw2.training.parallel import rank_key
@@ -32,7 +35,16 @@ class JointConfig:
             raise ValueError(f"encoder_factor and listen_steps must be at least 0, got {got}; change them")
 
 
-def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed: int, folder: Path, look: Look) -> Run:
+def train(
+    accelerator: Accelerator,
+    dldm: DLDM,
+    vae: VideoVAE,
+    walks: Walks,
+    config: JointConfig,
+    seed: int,
+    folder: Path,
+    look: Look,
+) -> Run:
     """The joint loop, with a look before every step.
 
     Running statistics of the quantiser stay those of the warm-up, so codes keep their meaning.
@@ -47,7 +59,7 @@ def train(accelerator, dldm: DLDM, vae, walks: Walks, config: JointConfig, seed:
     ldm.spread.eval()
     for step in work:
         look(step)
-        rng = generator(seed, 7, step, *rank_key(accelerator))
+        rng = generator(seed, Stream.DENOISING, step, *rank_key(accelerator))
         for walked, share in walks[step].parts(config.optim.micro_batch):
             video = to_model(torch.from_numpy(walked.frames).to(accelerator.device))
             video = recolour(video, walked.keys, dldm.config.colours, seed)

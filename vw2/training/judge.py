@@ -12,12 +12,15 @@ from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction, code_report, digit_features, linear_probe
 from vw2.evaluation.health import code_health, motion_share
 from vw2.evaluation.intervals import bootstrap_mean, bootstrap_ratio
-from vw2.evaluation.rendering import other_clip, render_figures
+from vw2.evaluation.rendering import comparable, other_clip, render_figures
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.dldm import DLDM
 from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
+from vw2.models.port import VideoVAE
+from vw2.models.renderer import Renderer
 from vw2.models.timeline import fill
+from vw2.streams import Stream
 from vw2.training.compute import generator
 
 
@@ -67,7 +70,7 @@ def pick_unseen(store: ClipStore, seed: int, sources: Sequence[str] | None, othe
 
 
 @torch.no_grad()
-def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render"):
+def judge_rendering(renderer: Renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render"):
     """Figures of vw2.evaluation.rendering for the chosen clips, and rows for a contact sheet."""
     real, device, batch = [store.frames(row) for row in rows], device_of(renderer.ldm), store.at_once
     videos = store.index[rows]["video"].to_list()
@@ -80,7 +83,8 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
             first = to_model(np.stack([real[n][:1] for n in part])).to(device)
             index = torch.from_numpy(chosen[i : i + batch]).to(device)
             steps = index.shape[1]
-            noise = torch.cat([renderer.noise(first[:1], steps, generator(seed, 6, int(n))) for n in part])
+            streams = (generator(seed, Stream.JUDGE_RENDERING, int(n)) for n in part)
+            noise = torch.cat([renderer.noise(first[:1], steps, rng) for rng in streams])
             out += list(to_uint8(renderer.render(first, index, noise)))
         return out
 
@@ -96,7 +100,7 @@ def judge_rendering(renderer, store: ClipStore, rows: list[int], seed: int, pref
             ("coarse", to_uint8(coarse[0])),
             ("own codes", own[n]),
         ]
-        sheet += [("other codes", other[n])] if len(rows) > 1 else []
+        sheet += [("other codes", other[n])] if comparable(videos) else []
     return figures, sheet
 
 
@@ -116,7 +120,7 @@ def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int) -> dict
 
 
 @torch.no_grad()
-def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: int) -> dict[str, dict]:
+def judge_denoising(dldm: DLDM, vae: VideoVAE, store: ClipStore, rows: list[int], seed: int) -> dict[str, dict]:
     """The denoising loss of the chosen clips with their own codes and with another clip's, at the same noise.
 
     Returns: with intervals by video, denoise.own; denoise.other_codes (code tokens and the coarse video drawn from
@@ -124,7 +128,7 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
         denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
         denoise.rise_tokens, how much higher each of these is than denoise.own, as a share of it. denoise.unsteered,
         denoise.unsteered_other and denoise.rise_unsteered: the same of the tokens where the control branch is silent,
-        so that they alone say what moves. Of a single clip denoise.own alone.
+        so that they alone say what moves. Where clips are not `comparable`, denoise.own alone.
     """
     device = device_of(dldm.ldm)
     index = torch.from_numpy(encode_rows(dldm.ldm, store, rows)).to(device)
@@ -148,11 +152,12 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
             first = clean[:, :, :1]
             hints = {name: dldm.sees(vae, fill(clip[:, :, part.frames]), first) for name, clip in drawn.items()}
             for name, (hint, tokens) in ways.items():
-                rng, silent = generator(seed, 9, n, part.number), torch.tensor([hint is None], device=device)
+                rng = generator(seed, Stream.JUDGE_DENOISING, n, part.number)
+                silent = torch.tensor([hint is None], device=device)
                 told = codes[whose[tokens]][:, part.steps]
                 loss = dldm.denoising(clean, first, hints[hint or "own"], told, rng, silent)
                 losses[name][n] += float(loss) * (part.end - part.begin) / index.shape[1]
-    if len(rows) == 1:  # no other codes to compare with
+    if not comparable(videos):
         return {"denoise.own": bootstrap_mean(losses["own"], videos, seed).as_dict()}
     figures = {f"denoise.{name}": bootstrap_mean(each, videos, seed) for name, each in losses.items()}
     for name, own, other in (
@@ -164,7 +169,16 @@ def judge_denoising(dldm: DLDM, vae, store: ClipStore, rows: list[int], seed: in
     return {key: figure.as_dict() for key, figure in figures.items()}
 
 
-def code_changes(warm, joint, store: ClipStore, rows: list[int], truth, manifest, seed: int, levels) -> dict[str, dict]:
+def code_changes(
+    warm: np.ndarray,
+    joint: np.ndarray,
+    store: ClipStore,
+    rows: list[int],
+    truth: pl.DataFrame,
+    manifest: pl.DataFrame,
+    seed: int,
+    levels: Sequence[int],
+) -> dict[str, dict]:
     """What a training did to the codes of the chosen clips.
 
     Args: warm, joint: (clips, K, N) codes before and after; the others as in `probe_figures`.
@@ -187,7 +201,13 @@ def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
 
 
 def probe_figures(
-    codes, store: ClipStore, rows: list[int], truth: pl.DataFrame, manifest: pl.DataFrame, seed: int, levels
+    codes: np.ndarray,
+    store: ClipStore,
+    rows: list[int],
+    truth: pl.DataFrame,
+    manifest: pl.DataFrame,
+    seed: int,
+    levels: Sequence[int],
 ) -> dict:
     """Linear probes from a step's codes to the action in it and to what the video's table looks like (appearance)."""
     looks, fps = appearance_of(manifest), dict(manifest.select("id", "fps").iter_rows())

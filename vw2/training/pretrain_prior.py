@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from vw2.console import track
 from vw2.evaluation.quality import psnr_of
@@ -12,6 +13,7 @@ from vw2.media.resize import to_model
 from vw2.models.flow import add_noise, draw_time, flow_loss, normal
 from vw2.models.prior import Prior, PriorModelConfig
 from vw2.scratch import atomic_file
+from vw2.streams import Stream
 from vw2.training.compute import generator
 from vw2.training.run import Group, OptimConfig, Run
 from vw2.worlds.craft import CraftConfig, render_prior_clip
@@ -56,11 +58,14 @@ def render_corpus(craft: CraftConfig, config: PretrainConfig, path: Path) -> np.
     return np.load(path, mmap_mode="r")
 
 
-def batch_rows(seed: int, step: int, batch: int, total: int, key: int) -> torch.Tensor:
-    return torch.randint(HELD_OUT, total, (batch,), generator=generator(seed, key, step))
+def batch_rows(seed: int, step: int, batch: int, total: int, stream: Stream) -> torch.Tensor:
+    """Clips of a step, none of those held out: (batch,) int64."""
+    return torch.randint(HELD_OUT, total, (batch,), generator=generator(seed, stream, step))
 
 
-def train_vae(accelerator, prior: Prior, corpus: np.ndarray, config: PretrainConfig, seed: int, folder: Path) -> list:
+def train_vae(
+    accelerator: Accelerator, prior: Prior, corpus: np.ndarray, config: PretrainConfig, seed: int, folder: Path
+) -> list:
     """Fit the linear map, then train the network, if there is one: L1 + L2 under a little latent noise (our choice).
 
     Returns: the log, one row per logged step.
@@ -73,8 +78,8 @@ def train_vae(accelerator, prior: Prior, corpus: np.ndarray, config: PretrainCon
         return []
     work = Run(accelerator, [Group(vae.net)], config.vae, folder, "train the VAE")
     for step in work:
-        rng = generator(seed, 1, step)
-        rows = batch_rows(seed, step, config.vae.batch, len(corpus), 2)
+        rng = generator(seed, Stream.PRIOR_VAE, step)
+        rows = batch_rows(seed, step, config.vae.batch, len(corpus), Stream.PRIOR_VAE_CLIPS)
         start_at = int(torch.randint(0, config.frames - config.vae_frames + 1, (1,), generator=rng))
         clips = np.stack([corpus[r, start_at : start_at + config.vae_frames] for r in rows.tolist()])
         video = to_model(clips).to(accelerator.device)
@@ -102,13 +107,14 @@ def encode_corpus(prior: Prior, corpus: np.ndarray, path: Path) -> torch.Tensor:
 
 
 def train_vdm(
-    accelerator, prior: Prior, latents: torch.Tensor, config: PretrainConfig, seed: int, folder: Path
+    accelerator: Accelerator, prior: Prior, latents: torch.Tensor, config: PretrainConfig, seed: int, folder: Path
 ) -> list:
     """Image-to-video rectified flow without codes."""
     work = Run(accelerator, [Group(prior.vdm)], config.vdm, folder, "train the VDM")
     for step in work:
-        clean = latents[batch_rows(seed, step, config.vdm.batch, len(latents), 3)].to(accelerator.device)
-        rng = generator(seed, 4, step)
+        rows = batch_rows(seed, step, config.vdm.batch, len(latents), Stream.PRIOR_VDM_CLIPS)
+        clean = latents[rows].to(accelerator.device)
+        rng = generator(seed, Stream.PRIOR_VDM, step)
         noise = normal(clean, rng)
         time = draw_time(len(clean), config.time_shift, rng).to(clean.device)
         with accelerator.autocast():

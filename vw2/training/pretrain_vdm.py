@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from vw2.console import UserError
 from vw2.data.walks import Walks
@@ -16,10 +17,12 @@ from vw2.media.colours import recolour
 from vw2.media.resize import to_model
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
+from vw2.models.port import VideoVAE
 from vw2.models.ranges import at_least
 from vw2.models.timeline import fill
 from vw2.provenance import anew, check_record
 from vw2.scratch import fingerprint
+from vw2.streams import Stream
 from vw2.training.compute import generator
 from vw2.training.pretrain_ldm import RECORD, WEIGHTS
 from vw2.training.run import Group, OptimConfig, Run
@@ -96,7 +99,9 @@ def from_codes_alone(config: DLDMConfig) -> DLDMConfig:
     )
 
 
-def teach(accelerator, dldm: DLDM, vae, walks: Walks, optim: OptimConfig, seed: int, folder: Path) -> Run:
+def teach(
+    accelerator: Accelerator, dldm: DLDM, vae: VideoVAE, walks: Walks, optim: OptimConfig, seed: int, folder: Path
+) -> Run:
     """Denoising of whole clips along walks; projection and VDM learn, the LDM gives the codes and stays as it is."""
     ldm = dldm.ldm.requires_grad_(False)
     work = Run(accelerator, [Group(dldm.projection), Group(dldm.vdm)], optim, folder, "teach the VDM to read codes")
@@ -111,6 +116,6 @@ def teach(accelerator, dldm: DLDM, vae, walks: Walks, optim: OptimConfig, seed: 
             clean = vae.encode(fill(video))
         first = clean[:, :, :1]
         with accelerator.autocast():
-            loss = dldm.denoising(clean, first, first, codes, generator(seed, 7, step))
+            loss = dldm.denoising(clean, first, first, codes, generator(seed, Stream.DENOISING, step))
         work.update(loss, {"train/denoise": loss.detach()})
     return work

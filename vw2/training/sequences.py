@@ -1,6 +1,6 @@
 """Videos as the AR transformer reads them: instruction, features of the first frame, codes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from vw2.data.codes import CodeStore
 from vw2.data.sampler import mixture
 from vw2.data.shards import ClipStore
 from vw2.media.resize import to_model
-from vw2.models.ar import UNKNOWN, ARBatch, ARInputs, word_ids
+from vw2.models.ar import UNKNOWN, ARBatch, ARInputs, ARTransformer, Scores, word_ids
 from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
 
@@ -65,7 +65,22 @@ class Sequences:
         words = torch.tensor([word_ids(told[i], inputs) for i in items], dtype=torch.int64)
         lengths = torch.tensor([len(self.codes[i]) for i in items])
         codes = torch.nn.utils.rnn.pad_sequence([self.codes[i] for i in items], batch_first=True)
-        return ARBatch(words.view(len(items), -1), self.first[list(items)], codes, lengths)
+        return ARBatch(words.view(len(items), inputs.length), self.first[list(items)], codes, lengths)
+
+
+def score(
+    model: ARTransformer, data: Sequences, instructions: Sequence[str] | None = None, batch: int = 16
+) -> Iterator[Scores]:
+    """What the model, in eval mode, thinks of the codes of all videos, some at a time and in order.
+
+    Args: instructions: (V) to be told instead of the videos' own.
+    """
+    was_training, device = model.training, device_of(model)
+    model.eval()
+    for i in range(0, len(data), batch):
+        items = range(i, min(i + batch, len(data)))
+        yield model.score(data.batch(items, model.inputs, instructions).to(device))
+    model.train(was_training)
 
 
 def hide_words(words: Tensor, share: float, rng: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ from vw2.console import UserError
 from vw2.data.walks import Walks
 from vw2.media.colours import recolour
 from vw2.media.resize import to_model
-from vw2.models.ldm import LDM
+from vw2.models.ldm import LDM, LDMConfig
 from vw2.training.carried import Carried
 from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
 from vw2.training.watch import Look, nothing
@@ -21,6 +21,15 @@ class WarmupConfig(LongOptimConfig):
     """Group `warmup_dldm` of params.yaml."""
 
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
+
+
+def check_batches(config: LDMConfig, micro_batch: int | None, processes: int = 1) -> None:
+    """Refuse parts `frames` that are to see less than a whole batch at once. Raises: UserError."""
+    if config.parts == "frames" and (micro_batch or processes > 1):
+        raise UserError(
+            "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
+            f"whole batch, got {micro_batch} and {processes}; set it to null and start one process"
+        )
 
 
 def train(
@@ -42,11 +51,7 @@ def train(
         look: comes before every step.
     Raises: UserError if parts `frames` are to see less than a whole batch at once.
     """
-    if ldm.config.parts == "frames" and (micro_batch or accelerator.num_processes > 1):
-        raise UserError(
-            "micro_batch and several processes go with dldm.parts causal, as frames spread codes by statistics of a "
-            f"whole batch, got {micro_batch} and {accelerator.num_processes}; set it to null and start one process"
-        )
+    check_batches(ldm.config, micro_batch, accelerator.num_processes)
     carried = Carried(walks, ldm.config.drawn_share, seed).to(accelerator.device)
     work = Run(accelerator, [Group(ldm), Group(carried, own=True)], config, folder, title)
     ldm.train()

@@ -67,7 +67,10 @@ def hue(rng: np.random.Generator, family: Family) -> float:
     return (bands[rng.integers(len(bands))] + rng.uniform(0.1, 0.9)) / HUE_BANDS
 
 
-def colour(rng: np.random.Generator, family: Family, saturation, value) -> np.ndarray:
+def colour(
+    rng: np.random.Generator, family: Family, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
+    """A colour (3,) in [0, 255] of a hue of the family; saturation and value: lowest and highest, in [0, 1]."""
     rgb = colorsys.hsv_to_rgb(hue(rng, family), rng.uniform(*saturation), rng.uniform(*value))
     return np.array(rgb) * 255.0
 

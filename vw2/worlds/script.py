@@ -172,6 +172,7 @@ def mistake(rng: np.random.Generator, steps: int, pairs: set[int]) -> tuple[int,
 
 
 def random_pose(rng: np.random.Generator) -> Pose:
+    """Where a sheet lies, how it is turned, and its size."""
     return Pose(rng.uniform(-0.07, 0.07, 2), float(rng.normal(0, 0.06)), float(rng.uniform(1.4, 1.55)))
 
 
