@@ -1,4 +1,4 @@
-"""Check all settings before the first training: what is wrong with the last group should not cost hours.
+"""Check all settings before the long trainings: what is wrong with the last group should not cost hours.
 
 In:  every group of params.yaml; data/prior, data/pretrained, data/pretrained_vdm (what they were made with and from).
 Out: data/checked.json, always the same (and committed), so that nothing is made anew because this was run again.

@@ -54,7 +54,7 @@ SHEET_ROWS, SHEET_FRAMES = 24, 2000  # most tasks on the contact sheet; frames o
 SHEET_LOOKS = 100  # so many of those, up to twice as many, are made RGB; all where there are fewer
 
 
-def sort_out(items: Iterable[Entry | Refused]) -> tuple[list[Entry], list[Refused]]:
+def sort_out(items: Iterable[Entry | Refused], config: guards.SplitsConfig) -> tuple[list[Entry], list[Refused]]:
     """Videos taken, with their splits, and files refused.
 
     Raises: UserError if nothing was taken.
@@ -66,7 +66,7 @@ def sort_out(items: Iterable[Entry | Refused]) -> tuple[list[Entry], list[Refuse
         first = min(refused, key=lambda each: each.path, default=None)
         reason = f"; the first, {first.path}, {first.reason}" if first else ""
         raise UserError(f"none of {len(refused)} files could be taken{reason}; change ingest.path or the videos in it")
-    return manifest.assign_splits(entries), sorted(refused, key=lambda each: each.path)
+    return manifest.assign_splits(guards.keep_together(entries, config)), sorted(refused, key=lambda each: each.path)
 
 
 def place_videos(entries: list[Entry], work: Path) -> None:
@@ -121,7 +121,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         return
     start = time.perf_counter()
     with runtime("ingest") as rates:
-        entries, refused = sort_out(mixture.entries(config, world, work, workers))
+        entries, refused = sort_out(mixture.entries(config, world, work, workers), splits)
         frame = manifest.build(entries)
         guards.check_splits(frame, splits)
         place_videos(entries, work)

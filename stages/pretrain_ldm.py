@@ -15,6 +15,7 @@ its parameters alone, whatever happened to the code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm
 """
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +30,6 @@ from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.shards import ClipStore
 from vw2.data.walks import Walks
-from vw2.files import write_json
 from vw2.media.sheet import write_sheet
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
@@ -118,7 +118,8 @@ def main(
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:
             shutil.copytree(last, temporary, dirs_exist_ok=True)
-            write_json(temporary / RECORD, config.record(config.rounds))
+            record = config.record(config.rounds)
+            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")  # not sorted, as committed
     write_metrics("pretrain_ldm", figures | rendered, seed=seed, n=HELD_OUT)
     clear(folder)
 

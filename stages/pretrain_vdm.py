@@ -17,6 +17,7 @@ code in between.
 Tiny run: python -m stages.preset smoke && python -m stages.pretrain_ldm && python -m stages.pretrain_vdm
 """
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.walks import Walks
-from vw2.files import read_json, write_json
+from vw2.files import read_json
 from vw2.media.sheet import write_sheet
 from vw2.models.begin import begin_joint
 from vw2.models.dldm_config import DLDMConfig
@@ -92,7 +93,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         with atomic_dir(folder / "taught") as temporary:
             save_taught(dldm, temporary)
             pl.DataFrame(work.history).write_csv(temporary / LOG, separator="\t", float_precision=5)
-            write_json(temporary / RECORD, record)
+            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")  # not sorted, as committed
         # judged as it is saved
         renderer = begin_joint(dldm_config, PRETRAINED, PRIOR, folder / "taught")
         renderer.place(accelerator.device, accelerator.autocast).eval()

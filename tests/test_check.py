@@ -1,4 +1,4 @@
-"""All settings are checked within seconds, before anything is made."""
+"""All settings are checked within seconds, before the long trainings."""
 
 import json
 import shutil

@@ -149,21 +149,10 @@ def test_sidecar(films, tmp_path):
     assert take(films, tmp_path / "other")[0]["UPPER.MOV"].task == "film"
 
 
-def test_blank_rows_of_a_sidecar_and_environments_that_stay_together(films, tmp_path):
-    names = [f"take_{number}.mp4" for number in range(12)]
-    for number, name in enumerate(names):
-        write_raw(films / name, map(numbered_frame, range(number, number + 5)))
-    rows = [f"{name},,{'kitchen' if number % 2 else 'garage'}" for number, name in enumerate(names)]
-    (films / "videos.csv").write_text("\n".join(["file,task,environment", *rows, ",,", " ,,", ""]))
+def test_blank_rows_of_a_sidecar(films, tmp_path):
+    (films / "videos.csv").write_text("file,task\nUPPER.MOV,x\n,\n ,\n")
     taken, refused = take(films, tmp_path / "work")
-    assert "." not in refused
-    split = {each.path: each.split for each in manifest.assign_splits(taken.values())}
-    for environment in ("kitchen", "garage"):
-        own = {split[each.path] for each in taken.values() if each.environment == environment}
-        assert len(own) == 1, f"videos of the {environment} are in {own}"
-    alone = [row.replace("kitchen", "garage") for row in rows]
-    (films / "videos.csv").write_text("\n".join(["file,task,environment", *alone, ""]))
-    assert {each.kin for each in take(films, tmp_path / "alone")[0].values()} == {None}, "nothing to keep apart"
+    assert taken["UPPER.MOV"].task == "x" and "." not in refused
     (films / "videos.csv").write_text("file,task\n,fold\n")
     with pytest.raises(UserError, match="a row with 'fold' names no file"):
         take(films, tmp_path / "other")

@@ -1,11 +1,14 @@
 """Nothing may be in both train and test."""
 
+import hashlib
+
 import numpy as np
 import polars as pl
 import pytest
 
 from vw2.console import UserError
-from vw2.data import guards
+from vw2.data import guards, manifest
+from vw2.data.manifest import Entry
 from vw2.data.shards import ClipStore, write_shards
 
 STRICT = guards.SplitsConfig()
@@ -59,6 +62,56 @@ def test_a_shared_environment_is_refused_unless_allowed_or_unknown():
 
 def test_one_environment_for_all_cannot_be_kept_apart():
     guards.check_splits(rows(("a", "train", "oak", "1"), ("c", "test", "oak", "2")), STRICT)
+
+
+def entry(
+    name: str, environment: str, source: str = "folder", split: str | None = None, kin: str | None = None
+) -> Entry:
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    facts = {"fps": 30.0, "frames": 9, "width": 16, "height": 16, "codec": "h264", "licence": "CC0"}
+    text = {"path": f"{name}.mp4", "task": "fold", "instruction": "fold", "hash": digest}
+    return Entry(id=name, source=source, split=split, environment=environment, kin=kin, **text, **facts)
+
+
+def room(environment: str, count: int, source: str = "folder", **given) -> list[Entry]:
+    return [entry(f"{source}_{environment}_{i}", environment, source, **given) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "apart"),
+    [
+        (room("kitchen", 20) + room("garage", 20), {"kitchen", "garage"}),
+        (room("kitchen", 20) + room("unknown", 20), {"kitchen"}),
+        (room("kitchen", 20, "a") + room("kitchen", 20, "b") + room("garage", 20, "b"), {"kitchen", "garage"}),
+        (room("kitchen", 20, "a") + room("kitchen", 20, "b") + room("yard", 20, "c"), {"kitchen"}),
+        (room("kitchen", 20), set()),
+        (room("kitchen", 20, "a") + room("garage", 20, "b"), set()),
+        (room("unknown", 20), set()),
+        (room("kitchen", 20) + room("garage", 20) + [entry("x", "kitchen", split="test")], {"kitchen", "garage"}),
+    ],
+)
+def test_environments_that_may_not_be_shared_stay_together(entries, apart):
+    assert guards.parted(entries) == apart
+    frame = manifest.build(manifest.assign_splits(guards.keep_together(entries, STRICT)))
+    guards.check_splits(frame, STRICT)
+    assert set(frame["split"]) == {"train", "test"}
+    sides = dict(frame.group_by("environment").agg(pl.col("split").n_unique()).iter_rows())
+    assert all(sides[name] == 1 for name in apart)
+    shared = manifest.assign_splits(guards.keep_together(entries, guards.SplitsConfig(environments=True)))
+    assert shared == manifest.assign_splits(entries), "where it is allowed, the content decides"
+
+
+def test_the_one_environment_of_two_sources_is_told_about():
+    entries = room("kitchen", 20, "a") + room("kitchen", 20, "b")
+    frame = manifest.build(manifest.assign_splits(guards.keep_together(entries, STRICT)))
+    with pytest.raises(UserError, match="or set splits.environments to true"):
+        guards.check_splits(frame, STRICT)
+
+
+def test_kin_and_given_splits_come_first():
+    entries = [*room("kitchen", 2, kin="0" * 64), *room("garage", 2, split="test"), entry("x", "garage")]
+    kept = {each.id: each for each in guards.keep_together(entries, STRICT)}
+    assert kept["folder_kitchen_0"].kin == "0" * 64 and kept["x"].split == "test"
 
 
 def test_long_lists_are_cut():

@@ -289,13 +289,15 @@ def test_a_tracker_of_averages_keeps_parameters_alone(weights, lead):
         ("model.network.", "ema_model.network."),
         ("network.", "ema.ema_model.network."),
         ("network.", "ema_network."),
+        ("state_dict.model.network.", "state_dict.model.network_ema."),
     ],
 )
 def test_other_names_of_averages(weights, plain, averages):
     averaged = export_weights(tiny(1), TOKENIZER)
     both = {f"{plain}{key}": value for key, value in weights.items()}
     both |= {f"{averages}{key}": value for key, value in averaged.items()}
-    both |= {f"ema.online_model.network.{key}": value + 1 for key, value in weights.items()}  # of an EMA wrapper
+    if "network_ema" not in averages:  # beside a usual name that of an EMA wrapper's own copy does not count
+        both |= {f"ema.online_model.network.{key}": value + 1 for key, value in weights.items()}
     for ema, expected in ((False, weights), (True, averaged)):
         model = tiny(2)
         import_weights(model, both, TOKENIZER, ema)
@@ -310,6 +312,13 @@ def test_of_two_models_the_known_name_wins_and_strangers_are_refused(weights):
     assert same(export_weights(model, TOKENIZER), weights)
     import_weights(model, teacher, TOKENIZER)
     assert same(export_weights(model, TOKENIZER), other), "alone it is the one"
+    fewer = {f"network.{key}": value for key, value in weights.items() if "patcher3d" not in key}
+    import_weights(model, teacher | fewer, TOKENIZER)
+    assert same(export_weights(model, TOKENIZER), weights), "also where it has fewer entries"
+    averages = {f"{kind}_ema.network.{key}": value for key, value in other.items() for kind in ("fast", "slow")}
+    import_weights(model, fewer | averages, TOKENIZER)
+    with pytest.raises(UserError, match="got several \\(fast_ema.network., slow_ema.network.\\)"):
+        import_weights(model, fewer | averages, TOKENIZER, ema=True)
     student = {f"student.network.{key}": value for key, value in weights.items()}
     with pytest.raises(UserError, match=r"several \(student.network., teacher.network.\); save the one"):
         import_weights(model, teacher | student, TOKENIZER)

@@ -5,14 +5,16 @@ Train is what is learned from (splits train and fail), test what is judged (test
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
 from vw2.console import UserError, track
+from vw2.data.manifest import Entry
 from vw2.data.shards import ClipStore
 from vw2.media.resize import resize_frames
 
@@ -30,6 +32,44 @@ class SplitsConfig:
 
     environments: bool = False
     near_duplicates: bool = False
+
+
+def parted(entries: Sequence[Entry]) -> set[str]:
+    """The known environments that train and test may not share, as `check_splits` asks: of a source with several (or of
+    which not all is known), or of several sources. None where there is a single one in all: nothing can be kept apart.
+    """
+    of_source: dict[str, set[str]] = {}
+    of_environment: dict[str, set[str]] = {}
+    for entry in entries:
+        of_source.setdefault(entry.source, set()).add(entry.environment)
+        of_environment.setdefault(entry.environment, set()).add(entry.source)
+    if len(of_environment) == 1:
+        return set()
+    several = lambda sources: len(sources) > 1 or any(len(of_source[each]) > 1 for each in sources)  # noqa: E731
+    return {name for name, sources in of_environment.items() if name != UNKNOWN and several(sources)}
+
+
+def keep_together(entries: Sequence[Entry], config: SplitsConfig) -> list[Entry]:
+    """Entries whose split is still open, made so that `check_splits` will find their environments on one side.
+
+    They get the side that others of their environment have, where these agree, or become kin
+    (vw2.data.manifest.assign_splits), but for those that are kin of others already.
+    """
+    names = set() if config.environments else parted(entries)
+    given: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.split:
+            given.setdefault(entry.environment, set()).add(entry.split if entry.split in JUDGED else "train")
+    found = []
+    for entry in entries:
+        if entry.split is None and entry.environment in names:
+            sides = given.get(entry.environment, set())
+            if len(sides) == 1:
+                entry = replace(entry, split=next(iter(sides)))
+            elif not sides and entry.kin is None:
+                entry = replace(entry, kin=hashlib.sha256(entry.environment.encode()).hexdigest())
+        found.append(entry)
+    return found
 
 
 def check_splits(frame: pl.DataFrame, config: SplitsConfig) -> None:

@@ -161,14 +161,13 @@ def plain(lead: str) -> str:
     return ".".join(parts)
 
 
-def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -> dict[bool, str | None]:
-    """Whether averaged (EMA) -> what stands before the most of a model's names in a file, None if nothing does.
+def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -> dict[bool, list[str]]:
+    """Whether averaged (EMA) -> what stands before the most of a model's names in a file: nothing, or one lead.
 
     It is one of CONTAINERS with one of the model's prefixes or none; where there is no such, one of the prefixes behind
-    whatever else.
+    whatever else, or several of these that stand before as many names.
 
     Args: names: the authors' names of the model's entries.
-    Raises: UserError if several of the latter stand before as many names.
     """
     count: Counter[str] = Counter()
     for key in weights:
@@ -176,16 +175,14 @@ def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -
         count.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
     known = {container + prefix for container in CONTAINERS for prefix in ("", *keys.prefixes)}
     ends = tuple(f".{prefix}" for prefix in keys.prefixes)
-    best: dict[bool, str | None] = {}
+    best: dict[bool, list[str]] = {}
     for ema in (False, True):
-        own = [lead for lead in count if averaged(lead) is ema and (plain(lead) in known or f".{lead}".endswith(ends))]
-        rank = {lead: (count[lead], plain(lead) in known) for lead in own}
-        first = [lead for lead in own if rank[lead] == max(rank.values())]
-        if len(first) > 1 and plain(first[0]) not in known:
-            raise UserError(
-                f"expected one {keys.title} in the file, got several ({', '.join(sorted(first)[:SHOWN])}); save the one"
-            )
-        best[ema] = max(first, key=len, default=None)
+        own = [lead for lead in count if averaged(lead) is ema]
+        usual = [lead for lead in own if plain(lead) in known]
+        strange = [lead for lead in own if f".{plain(lead)}".endswith(ends)]
+        most = max((count[lead] for lead in usual or strange), default=0)
+        first = sorted((lead for lead in usual or strange if count[lead] == most), key=len, reverse=True)
+        best[ema] = first[:1] if usual else first
     return best
 
 
@@ -195,17 +192,20 @@ def select(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap, 
     Args:
         names: the authors' names of the model's entries.
         ema: the averaged weights rather than those of the last step.
-    Raises: UserError if the file holds none, naming the variant that it does hold.
+    Raises: UserError if the file holds none, naming the variant that it does hold, or several.
     """
     found = leads(weights, names, keys)
-    prefix, rival = found[ema], found[not ema]
-    if prefix is None:
+    if len(found[ema]) > 1:
+        several = ", ".join(sorted(found[ema])[:SHOWN])
+        raise UserError(f"expected one {keys.title} in the file, got several ({several}); save the one")
+    if not found[ema]:
         wanted, got = ("averaged (EMA)", "the plain ones") if ema else ("plain", "averaged (EMA) ones")
         heads = ", ".join(sorted({key.partition(".")[0] for key in weights})[:SHOWN])
         neither = f"none of either (its names begin with {heads}); check the file"
-        what = neither if rival is None else f"only {got}; turn EMA {'off' if ema else 'on'}"
+        what = f"only {got}; turn EMA {'off' if ema else 'on'}" if found[not ema] else neither
         raise UserError(f"expected {wanted} weights of the {keys.title}, the file holds {what}")
-    rivals = (rival,) if rival and rival.startswith(prefix) else ()
+    (prefix,) = found[ema]
+    rivals = tuple(rival for rival in found[not ema] if rival.startswith(prefix))
     own = {key: value for key, value in weights.items() if key.startswith(prefix) and not key.startswith(rivals)}
     if not prefix:  # next to other models only what bears one of our first names can be ours
         heads = {name.split(".")[0] for name in names}
@@ -235,7 +235,7 @@ def import_models(
 
     With `ema`, a model of which the file holds plain weights alone is given these, if another has averaged ones.
     """
-    averages = {keys: leads(weights, _names(model, keys), keys)[True] is not None for keys, model in models.items()}
+    averages = {keys: bool(leads(weights, _names(model, keys), keys)[True]) for keys, model in models.items()}
     found = {
         keys: find(model, weights, keys, ema and (averages[keys] or not any(averages.values())))
         for keys, model in models.items()
@@ -266,7 +266,7 @@ def find(
     ours, names, constants = model.state_dict(), _names(model, keys), keys.constants(model)
     known = set(names) | set(constants)
     own = select(weights, known, keys, ema)
-    if ema and leads(weights, known, keys)[False] is not None:  # averages are of parameters, other entries are not
+    if ema and len(leads(weights, known, keys)[False]) == 1:  # averages are of parameters, other entries are not
         parameters = {keys.theirs(key) for key, _ in model.named_parameters()}
         rest = select(weights, known, keys)
         own |= {key: rest[key] for key in known - parameters - set(own) if key in rest}

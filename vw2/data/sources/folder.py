@@ -3,8 +3,8 @@
 `videos.csv` or `videos.parquet` in the root of the tree may give, per file, any of task, instruction, split,
 environment, licence (column `file`: path relative to the root). What it does not give: task = name of the parent
 folder, instruction = the task with spaces for underscores, environment = unknown, licence = ingest.licence, split by
-content hash, or by environment where several are named. Every file is decoded once from end to end in a worker process
-that can be killed.
+content hash (vw2/data/guards.py keeps environments together). Every file is decoded once from end to end in a worker
+process that can be killed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,7 +56,6 @@ class FolderJob:
     instruction: str
     split: str | None
     environment: str
-    kin: str | None  # see kin_of
     licence: str
     min_frames: int
     max_side: int
@@ -131,17 +130,6 @@ def make_ids(files: list[str]) -> dict[str, str]:
     return ids
 
 
-def kin_of(given: Mapping[str, str | None], sidecar: Mapping[str, Mapping[str, str | None]]) -> str | None:
-    """Digest that keeps videos of one environment on one side of the split, where the sidecar names several.
-
-    One that train and test share would stop the run; where there is a single one, nothing can be kept apart.
-    Args: given: the row of the sidecar that is about the video.
-    """
-    several = len({row["environment"] for row in sidecar.values() if row["environment"]}) > 1
-    own = given.get("environment")
-    return hashlib.sha256(own.encode()).hexdigest() if own and several else None
-
-
 def inspect(job: FolderJob) -> dict:
     """Decode one file from end to end; {"items": [its Entry, or Refused with the true reason]} as JSON."""
     try:
@@ -154,7 +142,7 @@ def inspect(job: FolderJob) -> dict:
         return {"items": [asdict(Refused(job.path, why(error)))]}
     facts = {name: getattr(info, name) for name in ("fps", "frames", "width", "height", "codec", "variable", "sar")}
     given = {name: getattr(job, name) for name in ("id", "path", *COLUMNS)}
-    return {"items": [asdict(Entry(source="folder", hash=digest, kin=job.kin, **given, **facts))]}
+    return {"items": [asdict(Entry(source="folder", hash=digest, **given, **facts))]}
 
 
 def _jobs(config: IngestConfig, root: Path, files: list[str], sidecar: dict) -> dict[str, FolderJob]:
@@ -172,7 +160,6 @@ def _jobs(config: IngestConfig, root: Path, files: list[str], sidecar: dict) -> 
             instruction=given.get("instruction") or task.replace("_", " "),
             split=given.get("split"),
             environment=given.get("environment") or UNKNOWN,
-            kin=kin_of(given, sidecar),
             licence=given.get("licence") or config.licence,
             min_frames=config.min_frames,
             max_side=config.max_side,

@@ -34,7 +34,7 @@ from vw2.data.sources.base import (
     walk,
     why,
 )
-from vw2.data.sources.folder import COLUMNS, kin_of, make_ids, read_sidecar
+from vw2.data.sources.folder import COLUMNS, make_ids, read_sidecar
 from vw2.media.decode import MediaError, probe, read_image
 from vw2.media.encode import write_video
 from vw2.scratch import atomic_file
@@ -56,7 +56,6 @@ class FramesJob:
     instruction: str
     split: str | None
     environment: str
-    kin: str | None  # see vw2.data.sources.folder.kin_of
     licence: str
     work: Path
     config: IngestConfig
@@ -145,7 +144,7 @@ def make_video(job: FramesJob) -> dict[str, Any]:
     info = probe(file, max_side=job.config.max_side)
     if info.frames != len(job.names):
         raise ValueError(f"{file}: expected {len(job.names)} frames, wrote {info.frames}")
-    given = {name: getattr(job, name) for name in ("id", "kin", *COLUMNS)}
+    given = {name: getattr(job, name) for name in ("id", *COLUMNS)}
     facts = {name: getattr(info, name) for name in ("fps", "frames", "width", "height", "codec")}
     path = f"{FOLDER}/{job.id}.mp4"
     return {"items": [asdict(Entry(source="frames", path=path, hash=content_hash(file), **given, **facts))]}
@@ -182,7 +181,6 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
             instruction=given.get("instruction") or task.replace("_", " "),
             split=given.get("split"),
             environment=given.get("environment") or UNKNOWN,
-            kin=kin_of(given, sidecar),
             licence=given.get("licence") or config.licence,
             work=work,
             config=config,
