@@ -12,18 +12,16 @@ from pathlib import Path
 import typer
 
 from vw2 import params as parameters
-from vw2.console import UserError, refusals, run, say
+from vw2.console import refusals, run, say
 from vw2.data.clips import ClipConfig
 from vw2.data.guards import SplitsConfig
 from vw2.data.sources.base import IngestConfig
 from vw2.data.sources.mixture import parts
 from vw2.evaluation.videos import EvaluateConfig
-from vw2.files import read_json
 from vw2.models.backends import check_guardrail, check_size, load_backend
-from vw2.models.begin import check_precision
+from vw2.models.begin import check_files, check_precision, check_prior
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
-from vw2.provenance import anew, check_record
 from vw2.rollout import RolloutConfig
 from vw2.scratch import atomic_file
 from vw2.training.ar import TrainARConfig
@@ -43,7 +41,7 @@ PRIOR = Path("data/prior")
 PRETRAINED = Path("data/pretrained")
 TAUGHT = Path("data/pretrained_vdm")
 OUT = Path("data/checked.json")
-ALONE = {  # groups of which nothing but the form is asked here
+GROUPS = {  # all but those that need one another
     "compute": ComputeConfig,
     "splits": SplitsConfig,
     "ingest": IngestConfig,
@@ -60,9 +58,7 @@ ALONE = {  # groups of which nothing but the form is asked here
 
 def check_dldm(config: DLDMConfig, clip: ClipConfig, prior: Path) -> None:
     """Raise UserError if the dLDM cannot be made, or cannot draw clips of this size; published weights stay unread."""
-    for key, file in config.files.items():
-        if not file.is_file():
-            raise UserError(f"{key}: {file} does not exist; change it, or set it to null")
+    check_files(config)
     check_guardrail(config.backend)
     with refusals():
         check_precision(config)
@@ -78,26 +74,24 @@ def check_frozen(values: dict, config: DLDMConfig) -> None:
     pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     taught = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
     if config.backend.kind == "mini":
-        made = read_json(PRIOR / "config.json")["record"]
-        check_record(made["prior"], values["prior"], "prior", anew("pretrain_prior"))
+        check_prior(PRIOR, values["prior"])
     if pretrained.use:
         check_made(PRETRAINED, pretrained)
-    if taught.use and config.vdm.train != "random":
+    if taught.used(config):
         check_taught(TAUGHT, taught, config, pretrained.use, PRIOR, PRETRAINED)
 
 
 def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file.")) -> None:
     """Check the settings of all stages, within seconds."""
     values = parameters.load(params)
-    for group, config in ALONE.items():
-        parameters.build(config, values[group], group)
+    built = {group: parameters.build(kind, values[group], group) for group, kind in GROUPS.items()}
     parameters.build(CraftConfig, values["craft"], "craft", seed=values["seed"])
     parameters.build(PretrainConfig, values["prior"], "prior")
-    parts(parameters.build(IngestConfig, values["ingest"], "ingest"))
+    parts(built["ingest"])
     clip = parameters.build(ClipConfig, values["clip"], "clip")
     config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), clip.frames)
-    for group, kind in (("warmup_dldm", WarmupConfig), ("train_plain_ldm", LongOptimConfig)):
-        check_batches(config, parameters.build(kind, values[group], group).micro_batch)
+    for group in ("warmup_dldm", "train_plain_ldm"):
+        check_batches(config, built[group].micro_batch)
     check_frozen(values, config)
     check_dldm(config, clip, PRIOR)
     with atomic_file(OUT) as temporary:

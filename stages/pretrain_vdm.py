@@ -29,12 +29,11 @@ from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.data.pool import worker_count
 from vw2.data.walks import Walks
-from vw2.files import read_json
 from vw2.media.sheet import write_sheet
-from vw2.models.begin import begin_joint
+from vw2.models.begin import begin_joint, check_prior
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.vdm_files import save_taught
-from vw2.provenance import anew, check_record, runtime, write_metrics
+from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
@@ -64,8 +63,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     config = parameters.build(PretrainVDMConfig, values["pretrain_vdm"], "pretrain_vdm")
     pretrained = parameters.build(PretrainLDMConfig, values["pretrain_ldm"], "pretrain_ldm")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
-    made = read_json(PRIOR / "config.json")["record"]
-    check_record(made["prior"], values["prior"], "prior", anew("pretrain_prior"))
+    check_prior(PRIOR, values["prior"])
     check_made(PRETRAINED, pretrained)
     record = config.record(PRIOR, PRETRAINED)
     first = seen + HELD_OUT + max(ROUNDS, pretrained.rounds) * pretrained.clips

@@ -20,17 +20,17 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, run, table
+from vw2.console import run, table
 from vw2.data import manifest
 from vw2.data.shards import ClipStore
 from vw2.evaluation.health import code_health, write_health
-from vw2.files import read_json, read_table
+from vw2.files import read_table
 from vw2.media.sheet import write_sheet
 from vw2.models.backends import check_guardrail, check_size, guardrail_of
-from vw2.models.begin import begin_joint
+from vw2.models.begin import begin_joint, check_files, check_prior
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.renderer import save_dldm
-from vw2.provenance import anew, check_record, runtime, write_metrics
+from vw2.provenance import runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training import judge
 from vw2.training.compute import ComputeConfig, start
@@ -72,15 +72,12 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     chosen = {"seed": seed, "dldm": asdict(dldm_config), "train": asdict(config), "compute": asdict(compute)}
     chosen |= {"processes": accelerator.num_processes}
     if dldm_config.backend.kind == "mini":
-        made = read_json(PRIOR / "config.json")["record"]
-        check_record(made["prior"], values["prior"], "prior", anew("pretrain_prior"))
-    taught = TAUGHT if pretrained.use and dldm_config.vdm.train != "random" else None
+        check_prior(PRIOR, values["prior"])
+    taught = TAUGHT if pretrained.used(dldm_config) else None
     if taught is not None:
         begun = parameters.leaf(values, "pretrain_ldm.use", bool)
         check_taught(taught, pretrained, dldm_config, begun, PRIOR, PRETRAINED)
-    for key, file in dldm_config.files.items():
-        if not file.is_file():
-            raise UserError(f"{key}: {file} does not exist; change it, or set it to null")
+    check_files(dldm_config)
     sources = store.sources(config.sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP, PRIOR, *dldm_config.files.values()]
     inputs += [] if taught is None else [taught]

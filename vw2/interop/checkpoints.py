@@ -186,15 +186,21 @@ def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -
     return best
 
 
-def select(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap, ema: bool = False) -> dict[str, Tensor]:
+def select(
+    weights: Mapping[str, Tensor],
+    names: Collection[str],
+    keys: KeyMap,
+    found: Mapping[bool, list[str]],
+    ema: bool = False,
+) -> dict[str, Tensor]:
     """The entries of one model in a file, without what stands before their names.
 
     Args:
         names: the authors' names of the model's entries.
+        found: what stands before them, see `leads`.
         ema: the averaged weights rather than those of the last step.
     Raises: UserError if the file holds none, naming the variant that it does hold, or several.
     """
-    found = leads(weights, names, keys)
     if len(found[ema]) > 1:
         several = ", ".join(sorted(found[ema])[:SHOWN])
         raise UserError(f"expected one {keys.title} in the file, got several ({several}); save the one")
@@ -265,18 +271,19 @@ def find(
     """What a checkpoint holds of `model`, by our names, and how it fits; `model` is only looked at."""
     ours, names, constants = model.state_dict(), _names(model, keys), keys.constants(model)
     known = set(names) | set(constants)
-    own = select(weights, known, keys, ema)
-    if ema and len(leads(weights, known, keys)[False]) == 1:  # averages are of parameters, other entries are not
+    found = leads(weights, known, keys)
+    own = select(weights, known, keys, found, ema)
+    if ema and len(found[False]) == 1:  # averages are of parameters, other entries are not
         parameters = {keys.theirs(key) for key, _ in model.named_parameters()}
-        rest = select(weights, known, keys)
+        rest = select(weights, known, keys, found)
         own |= {key: rest[key] for key in known - parameters - set(own) if key in rest}
     own = {key: value for key, value in own.items() if key in known or not keys.spare(key)}
     # constants follow from the configuration, so they may be left out, but not be others
     wanted = {theirs: ours[key] for theirs, key in names.items()} | {k: v for k, v in constants.items() if k in own}
     report = compare(own, wanted, keys.title, elsewhere=len(weights) - len(own))
     altered = tuple(key for key, value in constants.items() if key in own and not _same(own[key], value))
-    found = {key: own[theirs] for theirs, key in names.items() if theirs in own}
-    return found, replace(report, altered=altered, ema=ema)
+    taken = {key: own[theirs] for theirs, key in names.items() if theirs in own}
+    return taken, replace(report, altered=altered, ema=ema)
 
 
 def _names(model: nn.Module, keys: KeyMap) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """What the joint stage, and the teaching before it, begin with: an LDM, and the VDM of a back end."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
 
 from vw2.console import UserError, refusals
+from vw2.files import read_json
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
 from vw2.models.dldm import DLDM
@@ -15,6 +18,7 @@ from vw2.models.ldm_files import read_ldm_config
 from vw2.models.pretrained import load_whole, read_safetensors, take_over, unused
 from vw2.models.renderer import DLDMRenderer
 from vw2.models.vdm_files import take_projection, take_vdm
+from vw2.provenance import anew, check_record
 
 
 def check_same_codes(warm: LDMConfig, wanted: LDMConfig, folder: Path) -> None:
@@ -48,6 +52,22 @@ def check_precision(config: DLDMConfig) -> None:
             f"steps vanish in bfloat16 weights, got {config.vdm.train} and {config.control.blocks}; set it to float32 "
             "(compute.dtype bfloat16 computes in bfloat16 and keeps such weights), or change these"
         )
+
+
+def check_files(config: DLDMConfig) -> None:
+    """Refuse settings that name a file which is not there. Raises: UserError naming the key."""
+    for key, file in config.files.items():
+        if not file.is_file():
+            raise UserError(f"{key}: {file} does not exist; change it, or set it to null")
+
+
+def check_prior(saved: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a mini prior that was made with other parameters. Raises: UserError naming the first one.
+
+    Args:
+        saved: what the stage pretrain_prior made; asked: the group `prior` of params.yaml.
+    """
+    check_record(read_json(saved / "config.json")["record"]["prior"], asked, "prior", anew("pretrain_prior"))
 
 
 def take_ldm(ldm: LDM, folder: Path) -> None:

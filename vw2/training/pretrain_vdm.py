@@ -42,6 +42,10 @@ class PretrainVDMConfig:
     def __post_init__(self):
         at_least("pretrain_vdm", self, clips=1)
 
+    def used(self, dldm: DLDMConfig) -> bool:
+        """Whether the joint stage of this dLDM begins with the taught VDM."""
+        return self.use and dldm.vdm.train != "random"
+
     def record(self, prior: Path, ldm: Path) -> dict:
         """What is kept beside the weights: the parameters, and which weights they were made from."""
         files = [prior / "transformer.safetensors", prior / "vae.safetensors", ldm / WEIGHTS]
