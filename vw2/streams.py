@@ -1,7 +1,8 @@
-"""Streams of random numbers: which part of a stage draws from which, so that no two of one stage draw the same.
+"""Streams of random numbers: which part of a stage draws from which, so that no two of those below draw the same.
 
 A stream's numbers are a function of (seed, stream, ...), see vw2.training.compute.generator. The values stay as they
-are: another value is another result. Two streams may share a value where no stage draws from both.
+are: another value is another result. Two streams may share a value where no stage draws from both. Orders of batches
+and choices of clips (vw2.data.sampler, pick_clips of vw2.training.judge) draw from (seed, number) without a stream.
 """
 
 from enum import IntEnum

@@ -16,9 +16,9 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import scaled_dot_product_attention
 
 from vw2.console import UserError
+from vw2.models.attend import attend
 
 BLOCK = 128  # queries, and keys, that FlexAttention handles together
 
@@ -81,14 +81,14 @@ def frame_mask(frames: int, per_frame: int, device: torch.device) -> Tensor:
 
 def dense(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """All queries against all keys under a mask tensor."""
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask.dense(key.shape[2], query.device))
+    return attend(query, key, value, mask.dense(key.shape[2], query.device))
 
 
 def slices(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Tensor:
     """Latent frame by latent frame over the keys that it sees; nothing is computed that a mask would throw away."""
     frames = query.split(mask.per_frame, dim=2)
     seen = zip(frames, mask.counts, strict=True)
-    return torch.cat([scaled_dot_product_attention(q, key[:, :, :n], value[:, :, :n]) for q, n in seen], dim=2)
+    return torch.cat([attend(q, key[:, :, :n], value[:, :, :n]) for q, n in seen], dim=2)
 
 
 @lru_cache(maxsize=64)

@@ -8,8 +8,9 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, pad, scaled_dot_product_attention
+from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate, pad
 
+from vw2.models.attend import attend
 from vw2.models.haar import PATCH, unblocks
 
 
@@ -65,7 +66,7 @@ class LookedStrokes(Strokes):
         source = adaptive_avg_pool2d(frame[:, :, 0], (2 * height, 2 * width)).flatten(2).transpose(1, 2)
         source = pad(source, (0, self.key.shape[-1] - source.shape[-1]))  # a fused kernel wants values like keys
         query, key, value = (each[:, None] for each in (self.query.flatten(1, 4), self.key, source))
-        colours = scaled_dot_product_attention(query, key, value)[..., :3].view(*self.query.shape[:-1], 3)
+        colours = attend(query, key, value)[..., :3].view(*self.query.shape[:-1], 3)
         painted = unblocks(colours.transpose(-1, -2) @ self.weight, PATCH)[:, :, : self.flow.shape[2]]
         return super().over(frame) + enlarge(painted, tuple(frame.shape[-2:]))
 

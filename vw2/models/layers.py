@@ -3,7 +3,9 @@
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
+
+from vw2.models.attend import attend
 
 GROUPS = 4  # of the group norms
 HEADS = 4  # of the attention
@@ -29,9 +31,7 @@ class CrossAttention(nn.Module):
         """x (B, Q, width), source (B, S, source), mask (Q, S) True = may look, or bias (heads, Q, S) -> like x."""
         split = lambda y: rearrange(y, "b s (n d) -> b n s d", n=self.heads)  # noqa: E731
         key, value = self.to_kv(self.norm_source(source)).chunk(2, -1)
-        mixed = scaled_dot_product_attention(
-            split(self.to_q(self.norm(x))), split(key), split(value), attn_mask=mask.to(x.device)
-        )
+        mixed = attend(split(self.to_q(self.norm(x))), split(key), split(value), mask.to(x.device))
         x = x + self.to_out(rearrange(mixed, "b n s d -> b s (n d)"))
         return x + self.mlp(self.norm_mlp(x))
 
@@ -76,7 +76,7 @@ class FrameAttention(nn.Module):
         query, key, value = rearrange(
             self.to_qkv(self.norm(x)), "b (three n d) h w -> three b n (h w) d", three=3, n=self.heads
         )
-        mixed = scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
         return x + self.to_out(rearrange(mixed, "b n (h w) d -> b (n d) h w", h=x.shape[2]))
 
 

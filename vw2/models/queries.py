@@ -6,8 +6,8 @@ Legend: B batch, L latent frames, K = L - 1 steps, N queries a step, G digits, C
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from vw2.models.attend import attend
 from vw2.models.layers import HEADS
 
 
@@ -42,7 +42,7 @@ class PlacedAttention(nn.Module):
         split = lambda y: rearrange(y, "b s (n d) -> b n s d", n=HEADS)  # noqa: E731
         key = (self.to_k(source) + self.place_key).flatten(1, 2)
         value = (self.to_v(source) * self.place_value).flatten(1, 2)
-        mixed = scaled_dot_product_attention(split(self.to_q(self.norm(x))), split(key), split(value), attn_mask=bias)
+        mixed = attend(split(self.to_q(self.norm(x))), split(key), split(value), bias)
         x = x + self.to_out(rearrange(mixed, "b n s d -> b s (n d)"))
         return x + self.mlp(self.norm_mlp(x))
 

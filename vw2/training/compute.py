@@ -1,6 +1,8 @@
 """Where and how numbers are computed: threads, dtype, device, seeds. All can change results, so stages track it."""
 
+import ctypes
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +18,35 @@ class ComputeConfig:
     """Group `compute` of params.yaml."""
 
     threads: int = 2
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self):
         if self.threads < 1:
             raise ValueError(f"compute.threads must be at least 1, got {self.threads}; use the number of cores")
+
+    def precision(self) -> Literal["float32", "bfloat16"]:
+        """What `dtype` means here: auto is bfloat16 where it is computed by machine instructions, else float32."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if has_bfloat16() else "float32"
+
+
+def has_bfloat16() -> bool:
+    """Whether the device that accelerate takes multiplies matrices of bfloat16 itself, as emulation is slow."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed: the next step asks for as much again, and to get it from the system anew
+    costs some 4 % of a step of the mini (docs/speed.md). Nothing happens where it is not glibc's."""
+    trim_threshold, mmap_threshold = -1, -3  # names of parameters in malloc.h
+    with suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**30)
 
 
 def start(config: ComputeConfig, seed: int, shared: bool = False) -> Accelerator:
@@ -37,7 +63,8 @@ def start(config: ComputeConfig, seed: int, shared: bool = False) -> Accelerator
             f"expected one process, got {ranks} (torchrun or accelerate launch); start this stage without it: only "
             "ingest, clip, warmup_dldm, train_dldm and train_plain_ldm share their work among several"
         )
-    accelerator = Accelerator(mixed_precision="bf16" if config.dtype == "bfloat16" else "no")
+    keep_freed_memory()
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision() == "bfloat16" else "no")
     torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)

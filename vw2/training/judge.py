@@ -12,7 +12,7 @@ from vw2.data.shards import ClipStore
 from vw2.evaluation.codes import changed_fraction, code_report, digit_features, linear_probe
 from vw2.evaluation.health import code_health, motion_share
 from vw2.evaluation.intervals import bootstrap_mean, bootstrap_ratio
-from vw2.evaluation.rendering import comparable, other_clip, render_figures
+from vw2.evaluation.rendering import FEW, comparable, other_clip, render_figures
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.dldm import DLDM
 from vw2.models.layers import device_of
@@ -46,6 +46,11 @@ def code_figures(codes: np.ndarray, levels: tuple[int, ...], videos: Sequence[st
     return {key: {"value": value, "n": len(set(videos))} for key, value in found.items()}
 
 
+def videos_of(store: ClipStore, rows: list[int]) -> list[str]:
+    """The video of each of the chosen clips."""
+    return store.index[rows]["video"].to_list()
+
+
 def pick_clips(
     store: ClipStore, split: str, per_video: int, seed: int, sources: Sequence[str] | None = None
 ) -> list[int]:
@@ -64,16 +69,24 @@ def pick_clips(
 
 def pick_unseen(store: ClipStore, seed: int, sources: Sequence[str] | None, otherwise: list[int]) -> list[int]:
     """Rows of clips to render: two a video of split probe (craft at nuisance 0), where there is none of split test, and
-    where there is neither some of the training clips `otherwise`."""
-    found = (pick_clips(store, split, 2, seed, sources) for split in ("probe", "test"))
-    return next((rows for rows in found if rows), otherwise[:32])
+    where there is neither some of the training clips `otherwise`. Of a single video so many that they are comparable.
+    """
+    for split in ("probe", "test"):
+        rows = pick_clips(store, split, 2, seed, sources)
+        if rows and not comparable(videos_of(store, rows)):
+            rows = pick_clips(store, split, FEW, seed, sources)
+            if not comparable(videos_of(store, rows)):
+                say(f"only {len(rows)} clips of one video of split {split}: their codes are not compared with others'")
+        if rows:
+            return rows
+    return otherwise[:32]
 
 
 @torch.no_grad()
 def judge_rendering(renderer: Renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render"):
     """Figures of vw2.evaluation.rendering for the chosen clips, and rows for a contact sheet."""
     real, device, batch = [store.frames(row) for row in rows], device_of(renderer.ldm), store.at_once
-    videos = store.index[rows]["video"].to_list()
+    videos = videos_of(store, rows)
     codes = encode_rows(renderer.ldm, store, rows)
 
     def draw(numbers: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
@@ -114,7 +127,7 @@ def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int) -> dict
     for i in track(range(0, len(rows), batch), "draw coarse videos"):
         video = to_model(np.stack(real[i : i + batch])).to(device_of(ldm))
         drawn += list(to_uint8(ldm.coarse(video[:, :, :1], ldm.encode(video))))
-    videos = store.index[rows]["video"].to_list()
+    videos = videos_of(store, rows)
     share = motion_share(drawn, real, videos, seed)
     return {} if share is None else {"coarse.motion_share": share.as_dict()}
 
@@ -133,7 +146,7 @@ def judge_denoising(dldm: DLDM, vae: VideoVAE, store: ClipStore, rows: list[int]
     device = device_of(dldm.ldm)
     index = torch.from_numpy(encode_rows(dldm.ldm, store, rows)).to(device)
     codes = dldm.ldm.fsq.to_codes(index)
-    videos = store.index[rows]["video"].to_list()
+    videos = videos_of(store, rows)
     swapped = other_clip(videos)
     ways = {  # name -> whose coarse video, whose tokens
         "own": ("own", "own"),
@@ -185,7 +198,7 @@ def code_changes(
     Returns: `code_figures` of those after, codes.changed_fraction, and probes before (probe.warmup.*) and after
         (probe.joint.*).
     """
-    videos = store.index[rows]["video"].to_list()
+    videos = videos_of(store, rows)
     figures = code_figures(joint, levels, videos)
     figures["codes.changed_fraction"] = changed_fraction(warm, joint, videos, seed).as_dict()
     for name, codes in (("warmup", warm), ("joint", joint)):

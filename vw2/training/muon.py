@@ -1,8 +1,8 @@
 """Muon: momentum whose update of every weight matrix is made orthogonal (kellerjordan.github.io/posts/muon, 2024).
 
 All directions of a matrix then learn at one speed, where Adam spends most of a step on a few. torch.optim.Muon takes
-matrices alone and works in bfloat16, which most laptops only emulate; this one takes kernels of convolutions too, as
-matrices (outputs, all else), and keeps their precision.
+matrices alone and always works in bfloat16, which most laptops only emulate; this one takes kernels of convolutions
+too, as matrices (outputs, all else), in the precision that it is told.
 """
 
 from collections.abc import Iterable
@@ -67,10 +67,19 @@ class Muon(torch.optim.Optimizer):
     Args:
         parameters: weights of two dimensions or more.
         lr: size of an update: every singular value of a square matrix moves by about this much.
+        dtype: what updates are made orthogonal in; weights and momentum keep their own.
     """
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        parameters,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -91,7 +100,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(weight)
             past = state["momentum"].mul_(momentum).add_(weight.grad)
             pushed.append((weight.grad + momentum * past).flatten(1))
-        updates = orthogonal(torch.stack(pushed))
+        updates = orthogonal(torch.stack(pushed).to(self.dtype)).to(weights[0].dtype)
         rows, columns = updates.shape[1:]
         for weight, update in zip(weights, updates, strict=True):
             weight.mul_(1 - lr * weight_decay)

@@ -104,8 +104,11 @@ class Group:
     own: bool = False  # its state differs from process to process
 
 
-def optimizers(groups: list[Group], config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for matrices and kernels where it has a learning rate; each with one slot per group."""
+def optimizers(
+    groups: list[Group], config: OptimConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon (which computes in `dtype`) for matrices and kernels where it has a learning rate; each with one
+    slot per group."""
     moved = [matrices([group.module]) if config.muon is not None else [] for group in groups]
     rest = [
         [p for p in group.module.parameters() if p.requires_grad and not any(p is one for one in taken)]
@@ -114,7 +117,8 @@ def optimizers(groups: list[Group], config: OptimConfig) -> list[torch.optim.Opt
     slots = [{"params": parameters} for parameters in rest]
     found = [torch.optim.AdamW(slots, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)]
     if config.muon is not None:
-        found.append(Muon([{"params": weights} for weights in moved], config.muon, weight_decay=config.weight_decay))
+        slots = [{"params": weights} for weights in moved]
+        found.append(Muon(slots, config.muon, weight_decay=config.weight_decay, dtype=dtype))
     return found
 
 
@@ -142,7 +146,8 @@ class Run:
         self.parameters = [p for group in self.groups for p in group.module.parameters() if p.requires_grad]
         clipped = [group.module for group in self.groups if group.clipped]
         self.clipped = [p for module in clipped for p in module.parameters() if p.requires_grad]
-        self.optimizers = optimizers(self.groups, config)
+        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        self.optimizers = optimizers(self.groups, config, dtype)
         self.checkpoint = folder / "checkpoint.pt"
         self.logs = folder / "log"
         self.history: list[dict[str, float]] = []
