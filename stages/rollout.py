@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, progress, run, table
+from vw2.console import UserError, console, progress, run, say, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
@@ -30,7 +30,7 @@ from vw2.media.decode import MediaError, read_frames, read_image
 from vw2.media.encode import write_preview
 from vw2.media.resize import resize_frame
 from vw2.media.sheet import write_sheet
-from vw2.models.ar import ARTransformer, CodeShape
+from vw2.models.ar import ARTransformer, CodeShape, unheard
 from vw2.models.ar_files import load_ar
 from vw2.models.backends import guardrail_of
 from vw2.models.renderer import Renderer, load_renderer
@@ -79,6 +79,9 @@ def from_image(
     renderer, ar = load_models(place, store, accelerator)
     guard = guardrail_of(renderer.backend, accelerator.device)
     guard.instruction(instruction)
+    if lost := unheard(instruction, ar.inputs):
+        known = f"it knows {', '.join(ar.inputs.words)}" if ar.inputs.words else "it was trained without a word"
+        say(f"these words of --instruction tell the AR transformer nothing: {' '.join(lost)}; {known}")
     n = config.samples
     keys = [f"{image.stem}/{s}" for s in range(n)]
     written = sample_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)

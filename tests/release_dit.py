@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vw2.interop.keys_dit import Parts, from_release
+from vw2.interop.dit import DiTConfig, import_dit
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
 
@@ -42,20 +42,11 @@ def checkpoint() -> dict[str, Tensor]:
     return {prefix + key: value for prefix, name in parts for key, value in read(name).items()}
 
 
-def parts() -> Parts:
-    return from_release(checkpoint())
-
-
-def release_vdm(attention: str = "full") -> CosmosVDM:
-    vdm = CosmosVDM(CosmosConfig(layers=4, attention=attention, **TINY)).eval()
-    vdm.load_state_dict(parts().dit)
-    return vdm
-
-
-def release_control(vdm: CosmosVDM) -> ControlBranch:
-    branch = ControlBranch(RELEASE, vdm).eval()
-    branch.load_state_dict(parts().control)
-    return branch
+def release_networks(attention: str = "full") -> tuple[CosmosVDM, ControlBranch]:
+    """Both networks with the recorded weights."""
+    config = CosmosConfig(layers=4, attention=attention, **TINY)
+    vdm, branch, _ = import_dit(checkpoint(), DiTConfig(config, RELEASE))
+    return vdm.eval(), branch.eval()
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vw2.console import UserError
-from vw2.models.ar import PAD, UNKNOWN, ARBatch, ARConfig, ARInputs, ARTransformer, CodeShape, word_ids
+from vw2.models.ar import PAD, UNKNOWN, ARBatch, ARConfig, ARInputs, ARTransformer, CodeShape, unheard, word_ids
 from vw2.models.ar_files import load_ar, save_ar
 from vw2.models.fsq import resolve_levels
 from vw2.models.nucleus import pick, pick_or_end
@@ -161,6 +161,8 @@ def test_words():
     assert word_ids("Fold a BOAT", INPUTS) == [3, UNKNOWN, 2]
     assert word_ids("tower", INPUTS) == [4, PAD, PAD] and word_ids("", INPUTS) == [PAD] * 3
     assert word_ids("fold, fold; fold. fold", INPUTS) == [3] * 3
+    assert unheard("Fold a BOAT", INPUTS) == ["a"] and unheard("fold, fold; fold. fold", INPUTS) == ["fold"]
+    assert unheard("tower", dataclasses.replace(INPUTS, words=(), length=0)) == ["tower"]
     ids = torch.tensor([[2, 3, PAD, UNKNOWN]]).repeat(100, 1)
     hidden = hide_words(ids, 0.5, generator(0))
     assert torch.equal(hidden[:, 2:], ids[:, 2:]) and 50 < int((hidden[:, :2] == UNKNOWN).sum()) < 150

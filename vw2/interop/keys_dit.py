@@ -46,20 +46,10 @@ class Parts:
     control: State = field(default_factory=dict)  # for ControlBranch
     rest: State = field(default_factory=dict)  # under the authors' names, with prefix
 
-    def unknown(self) -> list[str]:
-        """Names in `rest` that no rule explains."""
-        return sorted(key for key in self.rest if not spare(_bare(key)[1]))
-
 
 def spare(name: str) -> bool:
     """Whether a name without prefix, of no weight of ours, is one that ours do without."""
     return name.startswith(NEVER_OURS) or name.endswith("_extra_state")
-
-
-def _bare(key: str) -> tuple[str, str]:
-    """A name as (prefix, what follows)."""
-    prefix = next((each for each in PLAIN + EMA if key.startswith(each)), "")
-    return prefix, key[len(prefix) :]
 
 
 def _swap(key: str, rules: dict[str, str]) -> str | None:
@@ -120,37 +110,8 @@ def apart(state: State, blocks: Container[int]) -> State:
     return found
 
 
-def from_release(state: State, ema: bool = False, blocks: int = 3) -> Parts:
-    """The authors' checkpoint in our names (fact sheet of the release, sec. 2.1 and 2.2).
-
-    Args:
-        state: their state dict; tensors are passed on, not copied.
-        ema: take the averaged weights where both are there; the others go to `rest`.
-        blocks: where the checkpoint has no control branch, the first so many blocks, embeddings and last layer fill it
-            too, as the authors' code does; 0 leaves `control` empty.
-    """
-    state = apart(state, range(blocks)) if blocks else state
-    dit, control = (EMA if ema else PLAIN)[0], (EMA if ema else PLAIN)[1]
-    if not any(_bare(key)[0] == dit for key in state):
-        dit = ""
-    parts, copied = Parts(), {}
-    for key, value in state.items():
-        prefix, bare = _bare(key)
-        if prefix == dit and (new := _translate(bare, DIT_FLAT, DIT_BLOCKS, BLOCK)):
-            parts.dit[new] = value
-            number = bare.split(".")[1] if bare.startswith("blocks.") else "0"
-            if blocks and int(number) < blocks and (own := _translate(bare, COPIED, CONTROL_BLOCKS, BLOCK)):
-                copied[own] = value
-        elif prefix == control and (new := _translate(bare, CONTROL_FLAT, CONTROL_BLOCKS, BLOCK)):
-            parts.control[new] = value
-        else:
-            parts.rest[key] = value
-    parts.control = parts.control or copied
-    return parts
-
-
 def to_release(parts: Parts, ema: bool = False) -> State:
-    """Our state dicts in the authors' names, with prefixes; `rest` as it was. Inverse of `from_release`.
+    """Our state dicts in the authors' names, with prefixes; `rest` as it was.
 
     Raises: ValueError for a name of ours that no rule explains (say, a learned null token, which they have not).
     """

@@ -113,6 +113,12 @@ def word_ids(instruction: str, inputs: ARInputs) -> list[int]:
     return ids + [PAD] * (inputs.length - len(ids))
 
 
+def unheard(instruction: str, inputs: ARInputs) -> list[str]:
+    """Words of an instruction that tell the model nothing: those it does not know, and those behind the W-th."""
+    words = split_words(instruction)
+    return [word for place, word in enumerate(words) if place >= inputs.length or word not in inputs.words]
+
+
 @dataclass
 class ARBatch:
     """Some videos."""

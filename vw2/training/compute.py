@@ -18,7 +18,7 @@ class ComputeConfig:
     """Group `compute` of params.yaml."""
 
     threads: int = 2
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         if self.threads < 1:

@@ -30,7 +30,10 @@ def newton_schulz(x: Tensor, steps: int) -> Tensor:
 
 
 def newton_schulz_wide(x: Tensor, steps: int) -> Tensor:
-    """The same, the small polynomials multiplied with each other first and X last: half of the work where X is wide."""
+    """The same, the small polynomials multiplied with each other first and X last: half of the work where X is wide.
+
+    Not for bfloat16: an eigenvalue of G that is rounded below zero grows from step to step, and X with it.
+    """
     gram = x @ x.mT
     product = p = polynomial(gram)
     for _ in range(steps - 1):
@@ -40,16 +43,21 @@ def newton_schulz_wide(x: Tensor, steps: int) -> Tensor:
     return product @ x
 
 
-def orthogonal(given: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(given: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
     """About U V^T of every matrix U S V^T, by Newton-Schulz iteration: singular values end between 0.7 and 1.2.
 
-    Args:    given: (n, rows, columns).
+    Args:
+        given: (n, rows, columns).
+        dtype: precision of the iteration, where it may be lower than float32.
     Returns: like `given`; zero for a zero matrix.
     """
     tall = given.shape[1] > given.shape[2]
     x = given.mT if tall else given
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    x = (newton_schulz_wide if x.shape[2] >= 2 * x.shape[1] else newton_schulz)(x, steps)
+    if x.shape[2] >= 2 * x.shape[1]:
+        x = newton_schulz_wide(x, steps)
+    else:
+        x = newton_schulz(x.to(dtype), steps).to(given.dtype)
     return x.mT if tall else x
 
 
@@ -67,7 +75,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         parameters: weights of two dimensions or more.
         lr: size of an update: every singular value of a square matrix moves by about this much.
-        dtype: what updates are made orthogonal in; weights and momentum keep their own.
+        dtype: what updates are made orthogonal in (wide ones in their own); weights and momentum keep their own.
     """
 
     def __init__(
@@ -100,7 +108,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(weight)
             past = state["momentum"].mul_(momentum).add_(weight.grad)
             pushed.append((weight.grad + momentum * past).flatten(1))
-        updates = orthogonal(torch.stack(pushed).to(self.dtype)).to(weights[0].dtype)
+        updates = orthogonal(torch.stack(pushed), dtype=self.dtype)
         rows, columns = updates.shape[1:]
         for weight, update in zip(weights, updates, strict=True):
             weight.mul_(1 - lr * weight_decay)
