@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vw2.console import run
+from vw2.models import attend
 from vw2.models.causal import CausalConfig
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
@@ -83,6 +84,14 @@ class Fused(TorchFunctionMode):
 
     Attention without a mask keeps queries, keys, values and output in bfloat16 but no matrix.
     """
+
+    def __enter__(self):
+        self.most, attend.MOST = attend.MOST, 0  # a CPU's own way is not a GPU's
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        attend.MOST = self.most
+        return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

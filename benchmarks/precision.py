@@ -42,7 +42,7 @@ def step_of(values: dict, dtype: torch.dtype, most: int) -> Callable[[], None]:
         for optimizer in moved:
             optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = ldm(video)[0]
+            loss = ldm(video, video[:, :, :1])[0]
         loss.backward()
         for optimizer in moved:
             optimizer.step()

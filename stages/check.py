@@ -18,10 +18,11 @@ from vw2.data.guards import SplitsConfig
 from vw2.data.sources.base import IngestConfig
 from vw2.data.sources.mixture import parts
 from vw2.evaluation.videos import EvaluateConfig
-from vw2.models.backends import check_guardrail, check_size, load_backend
+from vw2.models.backends import check_guardrail, check_size, sketch
 from vw2.models.begin import check_files, check_precision, check_prior
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
+from vw2.models.layers import device_of
 from vw2.rollout import RolloutConfig
 from vw2.scratch import atomic_file
 from vw2.training.ar import TrainARConfig
@@ -34,7 +35,7 @@ from vw2.training.pretrain_ldm import PretrainLDMConfig, check_made
 from vw2.training.pretrain_prior import PretrainConfig
 from vw2.training.pretrain_vdm import PretrainVDMConfig, check_taught
 from vw2.training.run import LongOptimConfig
-from vw2.training.warmup import WarmupConfig, check_batches
+from vw2.training.warmup import WarmupConfig, check_batches, check_spread
 from vw2.worlds.craft import CraftConfig
 
 PRIOR = Path("data/prior")
@@ -62,10 +63,10 @@ def check_dldm(config: DLDMConfig, clip: ClipConfig, prior: Path) -> None:
     check_guardrail(config.backend)
     with refusals():
         check_precision(config)
-    if config.backend.kind == "mini":
-        pair = load_backend(config.backend, prior)
-        check_size(pair, clip.height, clip.width)
-        with refusals():
+    pair = sketch(config.backend, prior)
+    if pair is not None:
+        check_size(pair, clip.height, clip.width, 1 + config.steps_at_once(clip.frames))
+        with refusals(), device_of(pair.vdm):
             DLDM(config, pair)
 
 
@@ -92,6 +93,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), clip.frames)
     for group in ("warmup_dldm", "train_plain_ldm"):
         check_batches(config, built[group].micro_batch)
+        check_spread(config, built[group].batch, clip.frames)
     check_frozen(values, config)
     check_dldm(config, clip, PRIOR)
     with atomic_file(OUT) as temporary:

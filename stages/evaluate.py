@@ -102,6 +102,10 @@ def main(
         say("skipped success: these videos have no labels, so there is no classifier to see what was done in them")
     else:
         classifier.to(device)
+    truth = read_table(TRUTH)
+    labelled = set(truth["video"])
+    if classifier is not None and (others := [video for video in work if video not in labelled]):
+        say(f"skipped success of {len(others)} videos without labels ({others[0]}, ...): the classifier saw none such")
     try:
         big = min(store.height, store.width) >= LPIPS_SIDE
         perceptual = lpips_model(seed, config.lpips_weights) if big else None
@@ -109,7 +113,6 @@ def main(
             perceptual[1].to(device)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"evaluate.lpips_weights {config.lpips_weights}: {error}") from error
-    truth = read_table(TRUTH)
     eye = perceptual[0] if perceptual else "none"
     chosen = {"seed": seed, "evaluate": asdict(config), "compute": asdict(compute), "lpips": eye}
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", MANIFEST, TRUTH, CLASSIFIER, place.rollout]
@@ -128,7 +131,8 @@ def main(
         for video, jobs in work.items():
             kept = folder / f"{video}.json"
             if not kept.exists():
-                found = judge_case(case_of(video), jobs, place.rollout, classifier, perceptual, config)
+                judge = classifier if video in labelled else None
+                found = judge_case(case_of(video), jobs, place.rollout, judge, perceptual, config)
                 with atomic_file(kept) as temporary:
                     temporary.write_text(json.dumps(found))
             rows += json.loads(kept.read_text())

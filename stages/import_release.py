@@ -14,9 +14,10 @@ memory for the file once, as it is kept (bfloat16: 4 GiB).
 A dLDM begins with the DiT by the preset `release` and dldm.backend.weights: OUT/dit (the folder vae/ of the published
 Cosmos-Predict2 goes beside transformer/) and dldm.control.weights: OUT/dit/control.safetensors.
 
-To go on with an imported LDM put it in the place of the warm-up's (the preset first, so that nothing is made anew):
+To go on with an imported LDM put it in the place of the warm-up's, when the clips for it are there:
 
-    python -m stages.preset release
+    python -m stages.preset release    # then set ingest.source and ingest.path to your videos
+    dvc repro clip
     mkdir -p data/warmup && cp data/release/tokenizer/* data/warmup
     dvc commit --force warmup_dldm && dvc repro train_dldm
 

@@ -26,7 +26,7 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, run, table
+from vw2.console import UserError, console, refusals, run, table
 from vw2.data import guards, manifest
 from vw2.data.manifest import Entry, Refused
 from vw2.data.overview import summary, write_chart
@@ -122,7 +122,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     start = time.perf_counter()
     with runtime("ingest") as rates:
         entries, refused = sort_out(mixture.entries(config, world, work, workers), splits)
-        frame = manifest.build(entries)
+        with refusals():
+            frame = manifest.build(entries)
         guards.check_splits(frame, splits)
         place_videos(entries, work)
         place_table(TRUTH, craft.TRUTH, entries, work / "truth")

@@ -90,7 +90,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         renderer = begin_joint(dldm_config, WARMUP, PRIOR, taught)
         renderer.place(accelerator.device, accelerator.autocast)
         dldm, vae = renderer.dldm, renderer.prior.vae
-        check_size(renderer.prior, store.height, store.width)
+        check_size(renderer.prior, store.height, store.width, 1 + dldm_config.steps_at_once(store.clip_frames))
         judged = judge.pick_clips(store, "train", 2, seed, sources)
         warm = judge.encode_rows(dldm.ldm.eval(), store, judged)
         look = watch(accelerator, dldm.ldm, store, judged, gates, CODES_PLOT, PLOT)

@@ -30,7 +30,7 @@ from vw2.training.fit import fit
 from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
 from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.run import LongOptimConfig
-from vw2.training.warmup import train
+from vw2.training.warmup import check_spread, train
 
 CLIPS = Path("data/clips")
 TRUTH = Path("data/truth.parquet")
@@ -66,6 +66,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     sources = store.sources(chosen_sources, "train_dldm.sources")
     inputs = [CLIPS / "index.parquet", CLIPS / "clips.json", WARMUP]
     folder = scratch_dir("train_plain_ldm", fingerprint(chosen, inputs, import_closure(Path(__file__), ROOT)))
+    check_spread(dldm.ldm, config.batch, store.clip_frames)
     rows = store.train_rows(sources)
     walks = shared_walks(accelerator, store, rows, seed + 1, config.batch, "train_plain_ldm.batch")
     with runtime("plain_ldm/train_dldm"):

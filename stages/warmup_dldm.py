@@ -34,7 +34,7 @@ from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
 from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.pretrain_ldm import PretrainLDMConfig, check_made
-from vw2.training.warmup import WarmupConfig, train
+from vw2.training.warmup import WarmupConfig, check_spread, train
 from vw2.training.watch import watch
 
 CLIPS = Path("data/clips")
@@ -73,6 +73,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     folder = scratch_dir(
         "warmup_dldm", fingerprint(chosen, [CLIPS / "index.parquet", CLIPS / "clips.json", PRETRAINED], code)
     )
+    check_spread(dldm.ldm, config.batch, store.clip_frames)
     rows = store.train_rows(sources)
     walks = shared_walks(accelerator, store, rows, seed, config.batch, "warmup_dldm.batch")
     with runtime("warmup_dldm"):

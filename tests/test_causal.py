@@ -150,6 +150,7 @@ def test_masks_by_hand():
 
 CLIP = 5  # latent frames of the tests below
 each_way = pytest.mark.parametrize("way", sorted(ATTENTION))
+each_precision = pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 
 
 @each_way
@@ -238,7 +239,8 @@ def test_dldm_velocity(part, step):
 
 
 @each_way
-def test_dldm_velocity_every_way(way):
+@each_precision
+def test_dldm_velocity_every_way(way, precision):
     dldm, _ = tiny_dldm(attention=way)
     old = {
         "noisy": draw(2, LATENT, CLIP, 4, 4, seed=1),
@@ -247,7 +249,12 @@ def test_dldm_velocity_every_way(way):
         "codes": torch.cat([codes_of(1), codes_of(2)], dim=1),
         "hint": draw(2, LATENT, CLIP, 4, 4, seed=5),
     }
-    before = dldm.velocity(**old)
+
+    def velocity(**given):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            return dldm.velocity(**given)
+
+    before = velocity(**old)
     for frame in range(1, CLIP):
         times = old["time"] + 0.3 * (torch.arange(CLIP) >= frame)
         changed = {
@@ -257,7 +264,7 @@ def test_dldm_velocity_every_way(way):
             "hint": after(old["hint"], frame, 2),
         }
         for part, new in changed.items():
-            now = dldm.velocity(**old | {part: new})
+            now = velocity(**old | {part: new})
             assert torch.equal(before[:, :, :frame], now[:, :, :frame]), part
             assert not torch.equal(before[:, :, frame], now[:, :, frame]), part
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages import check
 from vw2.console import UserError
@@ -53,6 +54,14 @@ def test_the_committed_settings_and_others_leave_the_same(workspace):
         ({"pretrain_ldm__rounds": 9}, "pretrain_ldm.rounds .* params.yaml says 9"),
         ({"clip__height": 72}, "multiples of 16 pixels, got 72"),
         ({"clip__height": 1280, "clip__width": 2048}, "at most 1024 pixels, got 1280 and 2048"),
+        ({"clip__frames": 257, "dldm__window": 257}, "at most 64 latent frames at once, got 65; lower dldm.window"),
+        (
+            {"dldm__sampling_solver": "ab2", "dldm__sampling_start": 0.001},
+            "sampling_start must lie above it, got 0.001",
+        ),
+        ({"gates__used_share": 1.5}, r"gates.used_share must lie in \[0, 1\], got 1.5"),
+        ({"gates__dead_digits": -1}, "gates.dead_digits and gates.motion_share must be at least 0, got -1"),
+        ({"clip__frames": 2, "warmup_dldm__batch": 1}, "at least 2 steps in a batch"),
         ({"dldm__control__blocks": 99}, "dldm.control.blocks must lie in"),
         ({"dldm__control__weights": "none.safetensors"}, "dldm.control.weights: none.safetensors does not exist"),
         ({"ar__model__heads": -6}, "ar.model.heads, both above 0"),
@@ -80,15 +89,37 @@ def test_a_group_that_is_none(workspace, group):
         check.main(Path("params.yaml"))
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_goes_together(workspace, monkeypatch, name):
-    """But for what has to be installed or downloaded first."""
+@pytest.fixture
+def preset(workspace, monkeypatch):
+    """A function that lays a preset over params.yaml; what has to be installed or downloaded first is not asked for."""
     monkeypatch.setattr(check, "check_guardrail", lambda backend: None)
     monkeypatch.setattr(check.DLDMConfig, "loss", lambda self: None, raising=False)
     monkeypatch.setattr(check, "fit", lambda config, frames: config.for_clips(frames))
-    from ruamel.yaml import YAML
 
-    text = Path("params.yaml").read_text()
-    tree = YAML(typ="safe", pure=True).load((ROOT / "presets" / f"{name}.yaml").read_text()) or {}
-    Path("params.yaml").write_text(patch(text, tree, name, "params.yaml")[0])
+    def choose(name: str) -> None:
+        text = Path("params.yaml").read_text()
+        tree = YAML(typ="safe", pure=True).load((ROOT / "presets" / f"{name}.yaml").read_text()) or {}
+        Path("params.yaml").write_text(patch(text, tree, name, "params.yaml")[0])
+
+    return choose
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_goes_together(preset, name):
+    preset(name)
     check.main(Path("params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("paper", {"clip__height": 488}, "multiples of 16 pixels, got 488"),
+        ("wan", {"clip__height": 496}, "multiples of 32 pixels, got 496"),
+        ("release", {"dldm__control__blocks": 99}, "dldm.control.blocks must lie in"),
+        ("wan", {"dldm__control__blocks": 99}, "dldm.control.blocks must lie in"),
+    ],
+)
+def test_published_sizes_are_known_before_the_weights(preset, name, changes, told):
+    preset(name)
+    with pytest.raises(UserError, match=told):
+        checked(**changes)

@@ -418,7 +418,7 @@ def test_a_perfect_classifier_passes_real_demonstrations(demonstrations):
     for key in ("sensitivity", "specificity"):
         one = {name.removeprefix(f"{key}."): each["value"] for name, each in found.items() if name.startswith(key)}
         assert one == dict.fromkeys(shown, 1.0)
-    ceiling = step_report.ceilings(said["class"].argmax(1), demonstrations, 3, 0)
+    ceiling = step_report.ceilings(said["class"].argmax(1), demonstrations, 3)
     assert {name: each["value"] for name, each in ceiling.items()} == {
         **{f"paper.step_{k}": 1.0 for k in range(1, 8)},
         "blocks.tower": 1.0,

@@ -30,6 +30,8 @@ def main(params: Path = typer.Option("params.yaml", help="parameters"), how: str
             stream.write("x" * 100_000)
     if how == "full_words":
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    if how == "full_numpy":
+        raise OSError("8192 requested and 4080 written")
     if how == "read_only":
         import errno
         raise OSError(errno.EROFS, "Read-only file system", "data/dldm")
@@ -70,6 +72,7 @@ def _run(script, *arguments, **more):
         ("user", ["ar.lr: expected a number, got [bold]; change it"]),
         ("full", ["disk is full"]),
         ("full_words", ["disk is full"]),
+        ("full_numpy", ["disk is full"]),
         ("missing", ["nowhere/file.mp4 does not exist"]),
         ("directory", ["/: is a directory"]),
         ("read_only", ["data/dldm: read-only file system"]),

@@ -68,6 +68,12 @@ def no_truth() -> pl.DataFrame:
     return pl.DataFrame(schema={"video": pl.String, **columns, "fold_angle": pl.Float32})
 
 
+def truth_of(*videos: str) -> pl.DataFrame:
+    """One frame of each, without a hand: the videos have labels."""
+    rows = [{"video": v, "frame": 0, "hand_x": 0, "hand_y": 0, "hand_visible": False, "fold_angle": 0} for v in videos]
+    return pl.DataFrame(rows, schema=no_truth().schema)
+
+
 def case(task: str, frames: np.ndarray, truth: pl.DataFrame | None = None):
     return make_case("v", task, frames, LENGTH, no_truth() if truth is None else truth, 16.0, 16.0)
 
@@ -253,7 +259,7 @@ def write_world(root: Path) -> None:
         entries.append(Entry(id=name, split=split, task=task, codec="h264", hash=name, licence="x", **about, **size))
     write_shards(root / "data" / "clips", raw, {"frames": 5, "fps": 16.0, "height": SIDE, "width": SIDE})
     manifest.write(root / "data" / "manifest.parquet", manifest.build(entries))
-    no_truth().write_parquet(root / "data" / "truth.parquet")
+    truth_of(*videos).write_parquet(root / "data" / "truth.parquet")
     rows = []
     for name, frames in {
         "vw2": folding("paper_boat", 3),
@@ -328,6 +334,18 @@ def test_stage_without_labels_compares_pixels(evaluate, tmp_path):
     assert found["skipped"] == 1 and "paper" not in found and "blocks" not in found
     assert found["quality"]["psnr"] > 0 and set(found["controls"]) == set(benchmark.CONTROLS) - {"ground_truth"}
     assert len(pl.read_csv(tmp_path / "plots" / "survival.csv")) == 0
+
+
+def test_stage_judges_labelled_videos_alone(evaluate, tmp_path):
+    """In a mixture others may bear the name of a task; the classifier saw none such."""
+    truth_of("train_0", "test_0").write_parquet(tmp_path / "data" / "truth.parquet")
+    assert evaluate(Reader()) == ""
+    found = json.loads((tmp_path / "metrics" / "evaluate.json").read_text())
+    assert found["paper"]["step_3"] == 1 and "blocks" not in found and "skipped" not in found
+    assert "blocks" not in found["controls"]["ground_truth"]
+    results = pl.read_parquet(tmp_path / "data" / "evaluate" / "results.parquet").filter(pl.col("video") == "test_1")
+    assert len(results) == 6 and results["final"].null_count() == results["done"].null_count() == 6
+    assert results["psnr"].drop_nulls().len() == 5, "all but the real one are compared with it"
 
 
 def test_stage_says_what_is_missing(evaluate, tmp_path):

@@ -272,7 +272,7 @@ def test_codes_that_died_stop_a_training_at_the_next_look(workspace, monkeypatch
     monkeypatch.setattr(train_dldm, "leave_to_first", lambda *_: pytest.fail("trained to the end"))
     Path("plots/train_dldm_codes.png").unlink(missing_ok=True)
     with pytest.raises(UserError, match="the codes died: .* see plots/train_dldm_codes.png"):
-        gates = OPEN | {"entropy_share": 1.1, "every": 1}
+        gates = OPEN | {"entropy_share": 1.0, "every": 1}
         train_dldm.main(write_params(workspace, {"gates": gates, "dldm": {"motion_weight": 2.0}}))
     assert Path("plots/train_dldm_codes.png").is_file() and not Path("data/dldm").exists()
 

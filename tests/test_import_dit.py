@@ -205,6 +205,14 @@ def test_both_networks_in_one_name_space(tmp_path, options, checkpoint, lead):
         assert torch.equal(value, added[bare] if bare.startswith(own) else dit_alone[bare]), key
 
 
+@pytest.mark.parametrize("odd", ["net.blocks.x.weight", "net.blocks.0x.weight", "net.blocks.weight"])
+def test_an_odd_name_beside_the_branchs_layers_is_reported(tmp_path, options, checkpoint, odd):
+    hints = {key.replace("net_ctrl.", "net."): value for key, value in checkpoint.items() if ours(key)}
+    file = {key: value for key, value in checkpoint.items() if key.startswith("net.")} | hints
+    with pytest.raises(UserError, match=f"1 unexpected: {odd.removeprefix('net.')}"):
+        imported(file | {odd: torch.zeros(1)}, tmp_path, options)
+
+
 def test_lora_of_the_warm_up(tmp_path, options, checkpoint):
     layer = "net.blocks.0.self_attn.q_proj."
     weight = checkpoint.pop(f"{layer}weight")

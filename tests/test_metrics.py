@@ -91,17 +91,33 @@ def test_one_video_gives_no_interval_and_bad_input_a_sentence():
             bootstrap_mean(values, groups, seed=0)
 
 
-def test_success_interval_falls_back_to_wilson_by_video():
-    videos = np.repeat(np.arange(30), 3)  # three rollouts each: 30 trials, not 90
-    assert success_interval(np.zeros(90, bool), videos, seed=0) == wilson(0, 30)
-    assert success_interval(np.ones(90, bool), videos, seed=0) == wilson(30, 30)
-    same = success_interval(np.tile([1, 1, 0], 30), videos, seed=0)
-    assert same.value == pytest.approx(2 / 3) and same.low < 0.55 and same.high > 0.75
-    mixed = success_interval(np.repeat(np.arange(30) % 2, 3), videos, seed=0)
-    assert mixed.value == 0.5 and mixed.n == 30
-    assert mixed.high - mixed.low == pytest.approx(2 * math.sqrt(Z2 * 0.25 / 30), rel=0.12)
+def bounds(estimate: Estimate) -> tuple[float, float]:
+    return pytest.approx((estimate.low, estimate.high))
+
+
+def test_success_interval_of_one_rollout_a_video_is_wilsons():
+    before = 0.0, 0.0
+    for successes in range(21):
+        found = success_interval(np.arange(20) < successes, np.arange(20))
+        assert (found.low, found.high) == bounds(wilson(successes, 20)) and found.n == 20
+        assert found.low >= before[0] and found.high > before[1], "more successes, a higher interval"
+        before = found.low, found.high
+
+
+def test_success_interval_counts_what_rows_are_worth():
+    videos = np.repeat(np.arange(30), 3)  # three rollouts each
+    for same in (np.zeros(90), np.ones(90), np.repeat(np.arange(30) % 2, 3)):  # that agree: 30 trials, not 90
+        found = success_interval(same, videos)
+        assert (found.low, found.high) == bounds(wilson(same.sum() / 3, 30)) and found.n == 30
+    spread = success_interval(np.tile([1, 1, 0], 30), videos)  # that differ more than those of other videos: 90
+    assert (spread.low, spread.high) == bounds(wilson(60, 90))
+    rates = np.tile([[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]], (10, 1))  # 40 videos; surpluses 1.5, -1.5, -.5, .5
+    worth = 0.25 / (40 / 39 * 10 * (2 * 1.5**2 + 2 * 0.5**2) / 120**2)
+    found = success_interval(rates.ravel(), np.repeat(np.arange(40), 3))
+    assert 40 < worth < 120 and (found.low, found.high) == bounds(wilson(worth / 2, worth))
+    assert success_interval([1, 0], ["a", "a"]).low == pytest.approx(wilson(0.5, 1).low), "one video is one trial"
     with pytest.raises(ValueError, match="0 or 1"):
-        success_interval([0.5], [0], seed=0)
+        success_interval([0.5], [0])
 
 
 def test_psnr_of_a_constant_offset():

@@ -6,6 +6,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import step
 from benchmarks.plan import CONTROL, Fused, Kept, Part, computing, control_of, measure, report, values_of
+from vw2.models import attend
+from vw2.models.attention import ATTENTION, seen_frames
 from vw2.models.control import ControlConfig
 
 
@@ -25,6 +27,15 @@ def test_attention_keeps_no_matrix():
         scaled_dot_product_attention(query, key, value)
     four = 4 * query.numel() * 4  # query, key, value and output
     assert four <= kept.total < four + 2 * 512 * 512
+
+
+def test_attention_of_the_vdm_keeps_no_matrix_under_autocast():
+    """Though a CPU would multiply matrices."""
+    most = attend.MOST
+    given = [torch.empty(1, 2, 512, 16, device="meta", requires_grad=True) for _ in range(3)]
+    with Fused(), Kept() as kept:
+        computing(lambda: ATTENTION["slices"](*given, seen_frames(0, 1, 512)))()
+    assert kept.total < 512 * 512 and attend.MOST == most
 
 
 def test_under_autocast():
@@ -51,7 +62,9 @@ def test_states_and_report():
 
 
 def test_a_real_step():
-    found = step.figures(values_of("smoke"), 1, 3)
+    values = values_of("smoke")
+    values["compute"]["dtype"] = "float32"  # accelerate allows one precision a process
+    found = step.figures(values, 1, 3)
     assert found["clips of a step"] == 3 and found["seconds a step"] == 3 * found["seconds a clip"] > 0
     assert found["parameters that learn"] > 10**6 and found["peak memory, GiB"] > 0
 

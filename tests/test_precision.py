@@ -1,11 +1,14 @@
 """bfloat16 on a CPU: attention by products, Muon in bfloat16, which precision `auto` means."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from vw2.models import attend as attention
 from vw2.models.attend import attend, products
+from vw2.models.qformer import FourierPlaces
 from vw2.training import compute
 from vw2.training.compute import ComputeConfig, keep_freed_memory
 from vw2.training.muon import Muon, orthogonal
@@ -94,9 +97,12 @@ def test_singular_values_in_bfloat16_stay_near_one_at_low_rank(shape):
 @pytest.mark.parametrize("has", [True, False])
 def test_auto_is_bfloat16_where_the_processor_has_it(monkeypatch, has):
     monkeypatch.setattr(compute, "has_bfloat16", lambda: has)
-    assert ComputeConfig(dtype="auto").precision() == ("bfloat16" if has else "float32")
-    assert ComputeConfig(dtype="bfloat16").precision() == "bfloat16"
-    assert ComputeConfig(dtype="float32").precision() == "float32"
+    for dtype, wanted in {
+        "auto": "bfloat16" if has else "float32",
+        "bfloat16": "bfloat16",
+        "float32": "float32",
+    }.items():
+        assert asdict(ComputeConfig(dtype=dtype)) == {"threads": 2, "dtype": wanted}, "in fingerprints too"
 
 
 @pytest.mark.parametrize(
@@ -115,3 +121,12 @@ def test_other_c_libraries_are_left_alone(monkeypatch, error):
 
     monkeypatch.setattr(compute.ctypes, "CDLL", refuse)
     keep_freed_memory()
+
+
+def test_places_of_pixels_are_as_fine_under_autocast():
+    """Or the codes that training and extraction see would be of other places."""
+    torch.manual_seed(0)
+    places = FourierPlaces(64)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = places(15, 26)
+    assert torch.equal(coarse, places(15, 26))

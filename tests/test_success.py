@@ -78,29 +78,33 @@ def test_final_state_is_a_strict_majority_of_the_last_frames():
 def test_survival_conditional_and_mean():
     videos = np.repeat([0, 1, 2, 3], 2)
     reached = [0, 0, 1, 1, 2, 2, 3, 3]
-    curve = success.survival(reached, videos, 3, seed=0)
+    curve = success.survival(reached, videos, 3)
     assert [step.value for step in curve] == [0.75, 0.5, 0.25]
     assert all(step.n == 4 and step.low <= step.value <= step.high for step in curve)
-    steps = success.conditional_success(reached, videos, 3, seed=0)
+    steps = success.conditional_success(reached, videos, 3)
     assert [step.value for step in steps] == pytest.approx([3 / 4, 2 / 3, 1 / 2])
     assert [step.n for step in steps] == [4, 3, 2]
-    mean = success.mean_steps(reached, videos, seed=0)
+    mean = success.mean_steps(reached, videos, 3)
     assert mean.value == 1.5 == sum(step.value for step in curve)
-    assert curve == success.survival(reached, videos, 3, seed=0)
+    assert (mean.low, mean.high, mean.n) == (sum(step.low for step in curve), sum(step.high for step in curve), 4)
+    assert curve == success.survival(reached, videos, 3)
 
 
 def test_nobody_reaches_a_step():
-    assert success.survival([0, 0], [0, 1], 2, seed=0) == [wilson(0, 2)] * 2
-    assert success.conditional_success([0, 0], [0, 1], 2, seed=0) == [wilson(0, 2), None]
+    assert success.survival([0, 0], [0, 1], 2) == [wilson(0, 2)] * 2
+    assert success.conditional_success([0, 0], [0, 1], 2) == [wilson(0, 2), None]
     with pytest.raises(ValueError, match=r"\[0, 2\]"):
-        success.survival([3], [0], 2, seed=0)
+        success.survival([3], [0], 2)
 
 
 def test_accuracy_is_by_video():
     pred, labels, videos = [0, 1, 1, 1], [0, 1, 0, 0], ["a", "a", "b", "b"]
-    estimate = success.accuracy(pred, labels, videos, seed=0)
-    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (0.5, 0.0, 1.0, 2)
-    assert success.accuracy(labels, labels, videos, seed=0) == wilson(2, 2)
+    estimate = success.accuracy(pred, labels, videos)
+    assert (estimate.value, estimate.n) == (0.5, 2) and (estimate.low, estimate.high) == (
+        wilson(1, 2).low,
+        wilson(1, 2).high,
+    )
+    assert success.accuracy(labels, labels, videos) == wilson(2, 2)
 
 
 def test_expected_calibration_error():

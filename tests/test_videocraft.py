@@ -74,6 +74,18 @@ def test_splits_of_few_videos():
         assert set(videocraft.assign({f"x{number}", f"y{number}"}).values()) == {"train", "test"}
 
 
+def test_a_whole_recording_with_two_numbers():
+    """Its name alone would say that it is a clip; key frames, or clips named after it, say what it is."""
+    files = ["paper_boat_30_1.mp4", "paper_boat_30_1_0.mp4", "paper_boat_30_0.mp4", "paper_boat_31_2.mp4", "a.mp4"]
+    assert videocraft.read_names(files, {"paper_boat_31_2.mp4": []}) == {
+        "paper_boat_30_1.mp4": ("paper_boat_30_1", "paper_boat", None),
+        "paper_boat_30_1_0.mp4": ("paper_boat_30_1", "paper_boat_30", 0),
+        "paper_boat_30_0.mp4": ("paper_boat_30", "paper_boat", 0),
+        "paper_boat_31_2.mp4": ("paper_boat_31_2", "paper_boat", None),
+        "a.mp4": None,
+    }
+
+
 def test_whole_recordings_are_cut_at_key_frames(tmp_path):
     root = write(tmp_path / "full", "paper_boat_1", "paper_boat_2", frames=50)
     write(root, "paper_boat_3", "paper_boat_3_0")

@@ -16,7 +16,7 @@ SPLITS = ("train", "train", "train", "test", "test")
 SIDE, LENGTH = 32, 9  # pixels, frames of a video
 OPTIM = {"steps": 2, "batch": 2, "warmup": 0, "save_every": 1}
 SMALL = {
-    "compute": {"threads": 1},
+    "compute": {"threads": 1, "dtype": "float32"},
     "pretrain_ldm": {"use": False},
     "pretrain_vdm": {"use": False},
     "gates": {"enabled": False},

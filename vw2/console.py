@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import signal
 import sys
 import time
@@ -42,6 +43,9 @@ def refusals() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+SHORT = re.compile(r"\d+ requested and \d+ written")  # what numpy says of a full disk
+
+
 def _sentence(error: BaseException) -> str | None:
     """The one sentence for an error the user can put right, None for a bug (which deserves its traceback)."""
     if isinstance(error, UserError):
@@ -53,7 +57,7 @@ def _sentence(error: BaseException) -> str | None:
         link = link.__cause__ or link.__context__
     text = " ".join(str(each) for each in chain)
     codes = {each.errno for each in chain if isinstance(each, OSError)}
-    if codes & {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in text:
+    if codes & {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in text or SHORT.search(text):
         name = next((each.filename for each in chain if isinstance(each, OSError) and each.filename), None)
         where = f" while writing {name}" if name else ""
         return f"the disk is full{where}; free some space and run the same command again, it goes on where it stopped"

@@ -64,19 +64,19 @@ def read_rollouts(folder: Path) -> pl.DataFrame:
     return frame.select(ROLLOUTS)
 
 
-def success_figures(part: pl.DataFrame, seed: int) -> dict[str, Estimate]:
+def success_figures(part: pl.DataFrame) -> dict[str, Estimate]:
     """paper.step_1 ... paper.step_7, paper.mean_steps and blocks.<name> of the rows of one method."""
     found: dict[str, Estimate] = {}
     paper = part.filter(pl.col("steps").is_not_null())
     if len(paper):
         reached, videos = paper["steps"].to_numpy(), paper["video"].to_numpy()
-        steps = survival(reached, videos, N_STEPS, seed)
+        steps = survival(reached, videos, N_STEPS)
         found = {f"paper.step_{number}": step for number, step in enumerate(steps, 1)}
-        found["paper.mean_steps"] = mean_steps(reached, videos, seed)
+        found["paper.mean_steps"] = mean_steps(reached, videos, N_STEPS)
     blocks = part.filter(pl.col("steps").is_null() & pl.col("done").is_not_null())
     for task in sorted(blocks["task"].unique()):
         rows = blocks.filter(pl.col("task") == task)
-        found[f"blocks.{task.removeprefix(BLOCKS)}"] = _rate(rows, seed)
+        found[f"blocks.{task.removeprefix(BLOCKS)}"] = _rate(rows)
     return found
 
 
@@ -85,11 +85,11 @@ def own_figures(part: pl.DataFrame, seed: int) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     paper = part.filter(pl.col("steps").is_not_null())
     if len(paper):
-        links = conditional_success(paper["steps"].to_numpy(), paper["video"].to_numpy(), N_STEPS, seed)
+        links = conditional_success(paper["steps"].to_numpy(), paper["video"].to_numpy(), N_STEPS)
         found |= {f"paper.conditional.step_{k}": link for k, link in enumerate(links, 1) if link is not None}
     judged = part.filter(pl.col("done").is_not_null())
     for task in sorted(judged["task"].unique()):
-        found[f"tasks.{task}"] = _rate(judged.filter(pl.col("task") == task), seed)
+        found[f"tasks.{task}"] = _rate(judged.filter(pl.col("task") == task))
     gap = (pl.col("length") - pl.col("whole_length")).abs()
     lengths = part.with_columns(pl.col("length", "real_length").cast(pl.Float64), gap=gap.cast(pl.Float64))
     for key, column in (("rollout", "length"), ("real", "real_length"), ("error", "gap")):
@@ -110,7 +110,7 @@ def benchmark_figures(results: pl.DataFrame, seed: int) -> Figures:
         part = results.filter(pl.col("name") == name)
         measures = {f"quality.{key}": key for key in ("psnr", "ssim", "lpips", "lpips_untrained")}
         measures |= {f"pose.{key}": key for key in ("hand_px", "angle_degrees")}
-        values = success_figures(part, seed) | _means(part, measures, seed)
+        values = success_figures(part) | _means(part, measures, seed)
         prefix = f"controls.{name}." if name in CONTROLS else ""
         values |= {} if prefix else own_figures(part, seed)
         found |= {prefix + key: value.as_dict() for key, value in values.items()}
@@ -128,9 +128,9 @@ def survival_rows(figures: Figures, own: str) -> list[dict[str, float | int | st
     return rows
 
 
-def _rate(rows: pl.DataFrame, seed: int) -> Estimate:
+def _rate(rows: pl.DataFrame) -> Estimate:
     """Share of rollouts that are done."""
-    return success_interval(rows["done"].to_numpy(), rows["video"].to_numpy(), seed)
+    return success_interval(rows["done"].to_numpy(), rows["video"].to_numpy())
 
 
 def _means(part: pl.DataFrame, columns: Mapping[str, str], seed: int) -> dict[str, Estimate]:

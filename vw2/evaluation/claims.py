@@ -54,8 +54,8 @@ CLAIMS = (
     _rollouts("Blocks: person built", "blocks.person", "share"),
     _rollouts("Rollouts beside the real videos: PSNR", "quality.psnr", "dB", first=1),
     _rollouts("Rollouts beside the real videos: SSIM", "quality.ssim", first=1),
-    Claim("Rollouts beside the real videos: LPIPS", "evaluate:quality.lpips"),
-    Claim("The same with an untrained backbone (not LPIPS as published)", "evaluate:quality.lpips_untrained"),
+    _rollouts("Rollouts beside the real videos: LPIPS (lower is better)", "quality.lpips", first=1),
+    _rollouts("The same with an untrained backbone (not LPIPS as published)", "quality.lpips_untrained", first=1),
     _render("A clip from its own codes and first frame, no nuisance: PSNR of what moves", "train_dldm:render"),
     _render("The same at the default nuisance", "train_dldm:render_nuisance"),
     _pose("Hand in videos rendered from ground-truth codes: distance (picture 64 px wide)", "hand_px", "px"),
@@ -63,7 +63,7 @@ CLAIMS = (
     Claim(
         "Entropy of a code", "train_dldm:codes.entropy_bits", "bits", (("warm-up", "warmup_dldm:codes.entropy_bits"),)
     ),
-    Claim("Codes that the joint stage changed", "train_dldm:codes.changed_fraction", "share"),
+    Claim("Codes that the training after the warm-up changed", "train_dldm:codes.changed_fraction", "share"),
     _probe("Action, read from a code by a linear probe", "action"),
     _probe("Appearance, read from a code by a linear probe (lower is better)", "appearance"),
     Claim(
@@ -72,5 +72,10 @@ CLAIMS = (
         "bits",
         (("wrong instruction", "train_ar:swapped.bits"), ("code frequencies alone", "train_ar:control.unigram_bits")),
     ),
-    Claim("Classifier: frames of unseen appearance named right", "train_classifier:accuracy", "share"),
+    Claim(
+        "Classifier: frames of unseen appearance named right",
+        "train_classifier:accuracy",
+        "share",
+        (("always the most frequent class", "train_classifier:chance"),),
+    ),
 )

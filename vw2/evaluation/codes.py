@@ -132,7 +132,7 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, groups: ArrayLike, seed
         warnings.filterwarnings("ignore", "The least populated class")  # a rare class may be missing from a fold
         pred = _held_out(split, LogisticRegression(C=1.0, max_iter=500), features, labels, groups)
     chance = float(count.max() / len(labels))
-    return Probe(success_interval(pred == labels, groups, seed), chance)
+    return Probe(success_interval(pred == labels, groups), chance)
 
 
 def linear_probe_r2(features: ArrayLike, targets: ArrayLike, groups: ArrayLike, seed: int, folds: int = 5) -> Probe:

@@ -1,7 +1,7 @@
 """Figures with an interval whose unit is the video.
 
 Rollouts, clips and frames of one video resemble each other, so they are not independent draws: the three rollouts of
-a test case are one observation seen three times. Every interval here therefore resamples whole videos ("groups").
+a test case are less than three observations. The unit of every interval here is therefore the whole video ("group").
 An interval says what other test videos would have given; it does not say what another training seed would give.
 
 Legend: M rows (rollouts, clips or frames), V videos.
@@ -34,10 +34,11 @@ class Estimate:
         return asdict(self)
 
 
-def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
+def wilson(successes: float, n: float, level: float = 0.95) -> Estimate:
     """Score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22:209).
 
-    Args:    successes: in [0, n]; may be fractional (a mean rate times n); n: trials, > 0; level: in (0, 1).
+    Args:    successes: in [0, n]; n: trials, at least 1; both may be fractional (rows that are worth so many trials);
+             level: in (0, 1).
     Returns: Estimate in [0, 1]; never of zero width, also at 0 and n successes.
     Raises:  ValueError outside these ranges.
     """
@@ -103,25 +104,32 @@ def mean_by_video(values: ArrayLike, videos: ArrayLike) -> tuple[np.ndarray, np.
     return np.bincount(where, values, len(names)) / np.bincount(where, minlength=len(names)), names
 
 
-def success_interval(
-    successes: ArrayLike, videos: ArrayLike, seed: int, level: float = 0.95, draws: int = 2000
-) -> Estimate:
-    """Success rate with an interval by video (our choice: cluster bootstrap, Wilson where it has no width).
+def success_interval(successes: ArrayLike, videos: ArrayLike, level: float = 0.95) -> Estimate:
+    """Success rate with Wilson's interval of as many trials as the rows are worth (Dean and Pagano 2015).
 
-    Where all videos have the same rate (0 % or 100 % above all, or a single video) resampling them gives an interval
-    of width 0, which would claim certainty; there the interval is Wilson's with one trial per video.
+    Rows are worth p (1 - p) / s^2 trials, s^2 being the variance of the rate between videos (Kish 1965, design effect):
+    as many as there are videos where the rows of a video all agree (and where nothing, or everything, succeeds), as
+    there are rows where they differ as rows of different videos do. With one row a video it is Wilson's own interval.
 
-    Args:    successes: (M,) bool or 0/1, one per rollout or frame; videos: (M,); seed: of the resampling.
-    Returns: Estimate in [0, 1], a fraction; n = number of videos.
+    Args:    successes: (M,) bool or 0/1, one per rollout or frame; videos: (M,).
+    Returns: Estimate in [0, 1], a fraction, whose interval always has a width; n = number of videos.
     Raises:  ValueError on empty or unequal inputs, or values other than 0 and 1.
     """
     successes = np.asarray(successes, np.float64)
     if not np.isin(successes, (0.0, 1.0)).all():
         raise ValueError("success_interval expects successes of 0 or 1")
-    rates, names = mean_by_video(successes, videos)
-    if np.ptp(rates) == 0:
-        return wilson(float(rates[0]) * len(names), len(names), level)
-    return bootstrap_mean(successes, videos, seed, level, draws)
+    names, where = _groups(successes, videos)
+    rows, count = len(successes), len(names)
+    rate = float(successes.mean())
+    surplus = np.bincount(where, successes - rate)  # (V,)
+    spread = count / max(count - 1, 1) * float((surplus**2).sum()) / rows**2
+    binomial = rate * (1 - rate)
+    if binomial == 0 or count == 1:
+        worth = count
+    else:
+        worth = min(max(binomial / spread, count), rows) if spread else rows
+    found = wilson(rate * worth, worth, level)
+    return Estimate(rate, min(found.low, rate), max(found.high, rate), count)
 
 
 def _groups(values: np.ndarray, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

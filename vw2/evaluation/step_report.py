@@ -44,24 +44,24 @@ def frame_figures(said: dict[str, np.ndarray], labels: np.ndarray, rows: pl.Data
         raise ValueError("expected frames with a class, got none; the test split needs videos with truth")
     probabilities, videos = said["class"][known], rows["video"].to_numpy()
     classes, right = predict(probabilities), labels[known]
-    figures = {"accuracy": accuracy(classes, right, videos[known], seed)}
+    figures = {"accuracy": accuracy(classes, right, videos[known])}
     most = np.bincount(right).argmax()
-    figures["chance"] = accuracy(np.full_like(right, most), right, videos[known], seed)
+    figures["chance"] = accuracy(np.full_like(right, most), right, videos[known])
     for group in ("environment", "task"):
         names = rows[group].to_numpy()[known]
         for name in np.unique(names):
             own = names == name
-            figures[f"{group}.{name}"] = accuracy(classes[own], right[own], videos[known][own], seed)
+            figures[f"{group}.{name}"] = accuracy(classes[own], right[own], videos[known][own])
     for number, name in enumerate(CLASSES):
         own, said_so = right == number, classes == number
         for key, hits, among in (("sensitivity", said_so, own), ("specificity", ~said_so, ~own)):
             if own.any() and among.any():
-                figures[f"{key}.{name}"] = success_interval(hits[among], videos[known][among], seed)
+                figures[f"{key}.{name}"] = success_interval(hits[among], videos[known][among])
     told = rows["hand_visible"].is_not_null().to_numpy()  # a crop may have moved the hands: then nobody knows
     visible = rows["hand_visible"].fill_null(False).to_numpy()
     if told.any():
         right_hand = (said["visible"] > 0.5) == visible
-        figures["hand_visible"] = success_interval(right_hand[told], videos[told], seed)
+        figures["hand_visible"] = success_interval(right_hand[told], videos[told])
     if visible.any():
         true = rows.select("hand_x", "hand_y").to_numpy()[visible]
         distance = np.linalg.norm(said["hand"][visible] - true, axis=1) * side
@@ -76,7 +76,7 @@ def frame_figures(said: dict[str, np.ndarray], labels: np.ndarray, rows: pl.Data
     return {name: estimate.as_dict() for name, estimate in figures.items()} | {"ece": ece}
 
 
-def ceilings(classes: np.ndarray, rows: pl.DataFrame, hold: int, seed: int) -> Figures:
+def ceilings(classes: np.ndarray, rows: pl.DataFrame, hold: int) -> Figures:
     """What share of real demonstrations passes the rule in time (vw2.evaluation.success), steps in strict order?
 
     Args:    classes: (M,) predicted, of whole videos in order; hold: frames.
@@ -93,10 +93,10 @@ def ceilings(classes: np.ndarray, rows: pl.DataFrame, hold: int, seed: int) -> F
             built.setdefault(task, {})[video] = final_state(said, CLASSES.index(task), hold)
     figures = {}
     if reached:
-        steps = survival(list(reached.values()), list(reached), N_STEPS, seed)
+        steps = survival(list(reached.values()), list(reached), N_STEPS)
         figures |= {f"paper.step_{k}": each.as_dict() for k, each in enumerate(steps, 1)}
     for task, videos in sorted(built.items()):
-        rate = success_interval(list(videos.values()), list(videos), seed)
+        rate = success_interval(list(videos.values()), list(videos))
         figures[f"blocks.{task.removeprefix('block_')}"] = rate.as_dict()
     return figures
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
-from vw2.evaluation.intervals import Estimate, bootstrap_mean, success_interval
+from vw2.evaluation.intervals import Estimate, success_interval
 
 Order = Literal["strict", "loose"]  # what a key step before its turn means
 N_STEPS = 7  # key steps of a paper task (VideoWorld 2, sec. 5)
@@ -97,7 +97,7 @@ def final_state(pred: ArrayLike, target: int, hold: int) -> bool:
     return bool(2 * last.sum() > len(last))
 
 
-def survival(reached: ArrayLike, videos: ArrayLike, n_steps: int, seed: int) -> list[Estimate]:
+def survival(reached: ArrayLike, videos: ArrayLike, n_steps: int) -> list[Estimate]:
     """Sequential success: the share of rollouts that reach step 1, 2, ... n (VideoWorld 2, sec. 5).
 
     Args:    reached: (M,) steps reached per rollout, in [0, n_steps]; videos: (M,) test case of every rollout.
@@ -105,13 +105,13 @@ def survival(reached: ArrayLike, videos: ArrayLike, n_steps: int, seed: int) -> 
     Raises:  ValueError on counts outside [0, n_steps], empty or unequal inputs.
     """
     reached = _counts(reached, n_steps)
-    return [success_interval(reached >= step, videos, seed) for step in range(1, n_steps + 1)]
+    return [success_interval(reached >= step, videos) for step in range(1, n_steps + 1)]
 
 
-def conditional_success(reached: ArrayLike, videos: ArrayLike, n_steps: int, seed: int) -> list[Estimate | None]:
+def conditional_success(reached: ArrayLike, videos: ArrayLike, n_steps: int) -> list[Estimate | None]:
     """Of the rollouts that reached step k-1, the share that also reach step k: where the chain breaks (our choice).
 
-    The interval resamples only the videos that still have a rollout at step k-1, whose number is `n`.
+    The interval is of the videos that still have a rollout at step k-1, whose number is `n`.
 
     Args:    as in `survival`.
     Returns: n_steps entries; None for a step before which no rollout is left.
@@ -120,23 +120,28 @@ def conditional_success(reached: ArrayLike, videos: ArrayLike, n_steps: int, see
     steps: list[Estimate | None] = []
     for step in range(1, n_steps + 1):
         left = reached >= step - 1
-        steps.append(success_interval(reached[left] >= step, videos[left], seed) if left.any() else None)
+        steps.append(success_interval(reached[left] >= step, videos[left]) if left.any() else None)
     return steps
 
 
-def mean_steps(reached: ArrayLike, videos: ArrayLike, seed: int) -> Estimate:
-    """Mean number of steps completed per rollout (what CALVIN calls average length); arguments as in `survival`."""
-    return bootstrap_mean(reached, videos, seed)
+def mean_steps(reached: ArrayLike, videos: ArrayLike, n_steps: int) -> Estimate:
+    """Mean number of steps completed per rollout (what CALVIN calls average length); arguments as in `survival`.
+
+    The mean is the sum of `survival`, and so are its bounds (our choice: steps succeed and fail together; rather too
+    wide an interval than one of no width where all rollouts get equally far).
+    """
+    steps = survival(reached, videos, n_steps)
+    return Estimate(*(sum(getattr(step, key) for step in steps) for key in ("value", "low", "high")), steps[0].n)
 
 
-def accuracy(pred: ArrayLike, labels: ArrayLike, videos: ArrayLike, seed: int) -> Estimate:
+def accuracy(pred: ArrayLike, labels: ArrayLike, videos: ArrayLike) -> Estimate:
     """Share of frames whose class is right, frames counting equally, interval by video.
 
     Args:    pred, labels: (M,) int; videos: (M,). Frames at a step's boundary are left out by the caller.
     Returns: Estimate, a fraction; n = number of videos.
     """
     pred, labels = _pairs(pred, labels)
-    return success_interval(pred == labels, videos, seed)
+    return success_interval(pred == labels, videos)
 
 
 def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> dict[str, np.ndarray]:

@@ -339,4 +339,5 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], prefix: str = ""
         if path.suffix == ".safetensors":
             save_file(weights, temporary)
         else:
-            torch.save(weights, temporary)
+            with temporary.open("wb") as stream:  # torch's own writer hides that the disk is full
+                torch.save(weights, stream)

@@ -33,7 +33,8 @@ def export_codes(store: CodeStore, path: Path, *splits: str) -> None:
         raise UserError(f"there is no video of split {', '.join(splits)} to export codes of; choose another split")
     tree = {each: torch.from_numpy(store[each].astype(np.int32)).flatten(1) for each in videos}
     with atomic_file(path) as temporary:
-        torch.save(tree, temporary)
+        with temporary.open("wb") as stream:  # torch's own writer hides that the disk is full
+            torch.save(tree, stream)
 
 
 def read_release_codes(path: Path, steps: int, queries: int, codebook: int) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ vw2.models.control.ControlBranch (hint mlp, own_time true). What has no place in
 that follow from the sizes) is kept in `rest`, so that nothing is lost.
 """
 
-from collections.abc import Container
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -79,7 +79,7 @@ COPIED = EMBED | {old: f"last.{new}" for old, new in LAST.items()}  # of the DiT
 CONTROL_FLAT = COPIED | HINT
 
 
-def apart(state: State, blocks: Container[int]) -> State:
+def apart(state: State, blocks: Iterable[int]) -> State:
     """A checkpoint in which both networks share one name space, with the branch's names in its own; others as they are.
 
     So are the authors' `-ctrl.pt` files: a Cosmos-Predict2 checkpoint to which the layers of HINT were added. What both
@@ -93,7 +93,7 @@ def apart(state: State, blocks: Container[int]) -> State:
     if not hints or any(prefix[:-1] in key for key in state for prefix in ("net_ctrl.", "net_ctrl_ema.")):
         return state
     shared = sorted({key[: key.index(name)] for key, name in hints}, key=len, reverse=True)  # net., net_ema., both
-    found = {}
+    found, numbers = {}, {str(number) for number in blocks}
     for key, value in state.items():
         lead = next((each for each in shared if key.startswith(each)), None)
         if lead is None:
@@ -102,7 +102,7 @@ def apart(state: State, blocks: Container[int]) -> State:
         kinds = EMA if lead.endswith(EMA[0]) else PLAIN
         trunk, branch = (lead.removesuffix(kinds[0]) + prefix for prefix in kinds)
         bare = key.removeprefix(lead)
-        elsewhere = bare.startswith(CONTROL_BLOCKS[0]) and int(bare.split(".")[1]) not in blocks
+        elsewhere = bare.startswith(CONTROL_BLOCKS[0]) and bare.split(".")[1] not in numbers
         if not elsewhere and _translate(bare, CONTROL_FLAT, CONTROL_BLOCKS, BLOCK):
             found[branch + bare] = value
         if not bare.startswith(tuple(HINT)):

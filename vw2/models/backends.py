@@ -175,8 +175,30 @@ def load_backend(config: BackendConfig, prior: Path) -> VideoPrior:
     return pair
 
 
-def check_size(pair: VideoPrior, height: int, width: int) -> None:
-    """Raise UserError unless pictures of this size, pixels, divide into the tokens of the VDM, and not too many."""
+def sketch(config: BackendConfig, prior: Path) -> VideoPrior | None:
+    """The back end as far as it is known before its weights are fetched: on the meta device, by the published sizes.
+
+    Args: prior: as in `load_backend`; the mini is loaded.
+    Returns: None for a folder, whose networks may have any size.
+    """
+    if config.kind == "mini":
+        return load_backend(config, prior)
+    if Path(config.weights).is_dir():
+        return None
+    own = {"config": CosmosConfig(tokens=config.tokens, attention="full" if config.tokens else "causal")}
+    with torch.device("meta"):
+        return BACKENDS[config.kind].random(**own if config.kind == "cosmos" else {})
+
+
+def check_size(pair: VideoPrior, height: int, width: int, latents: int = 1) -> None:
+    """Raise UserError unless pictures of this size, pixels, divide into the tokens of the VDM, and not too many.
+
+    Args: latents: most latent frames that the VDM sees at once.
+    """
+    if latents > pair.vdm.most:
+        raise UserError(
+            f"this back end draws at most {pair.vdm.most} latent frames at once, got {latents}; lower dldm.window"
+        )
     side = pair.vae.side * pair.vdm.patch
     if max(height, width) > (most := side * pair.vdm.most):
         raise UserError(

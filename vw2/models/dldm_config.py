@@ -8,7 +8,7 @@ from vw2.models.adapt import AdaptConfig
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
 from vw2.models.control import ControlConfig
-from vw2.models.denoiser import Levels, LevelWeight
+from vw2.models.denoiser import LEAST, Levels, LevelWeight
 from vw2.models.flow import FrameTimes, Order
 from vw2.models.ldm import LDMConfig
 from vw2.models.projection import ProjectionConfig
@@ -61,6 +61,12 @@ class DLDMConfig(LDMConfig):
                 "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, "
                 f"got {self.sampling_start} and {self.sampling_shift}; change them"
             )
+        lowest = LEAST / (1 + LEAST)
+        if self.sampling_solver == "ab2" and self.sampling_start <= lowest:
+            raise ValueError(
+                f"dldm.sampling_solver ab2 ends at noise level {lowest:.4f}, so dldm.sampling_start must lie above it, "
+                f"got {self.sampling_start}; raise it or take euler"
+            )
         if self.sampling_order == "frames" and (self.frame_times, self.self_attention) != ("independent", "causal"):
             raise ValueError(
                 "dldm.sampling_order frames needs dldm.frame_times independent and dldm.self_attention causal, "
@@ -104,8 +110,7 @@ class DLDMConfig(LDMConfig):
     def for_clips(self, frames: int):
         """As LDMConfig.for_clips; the codes that the VDM is told at once must also fit its projection and context."""
         config, most, room = super().for_clips(frames), self.projection.max_steps, self.backend.tokens
-        parts = windows((frames - 1) // config.stride, self.window, config.stride)
-        longest = max(part.end - part.begin for part in parts)
+        longest = config.steps_at_once(frames)
         if longest > most and not self.connector:
             raise ValueError(
                 f"the VDM draws {longest} steps at once but dldm.projection.max_steps is {most}; "
@@ -117,6 +122,11 @@ class DLDMConfig(LDMConfig):
                 "raise it or lower dldm.window or dldm.queries"
             )
         return config
+
+    def steps_at_once(self, frames: int) -> int:
+        """Most steps of a clip of T frames that the VDM sees at once; of a config that `for_clips` has made."""
+        parts = windows((frames - 1) // self.stride, self.window, self.stride)
+        return max(part.end - part.begin for part in parts)
 
     @property
     def files(self) -> dict[str, Path]:

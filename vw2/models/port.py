@@ -35,7 +35,7 @@ class VDM(Protocol):
     context: int  # D
     width: int  # of the tokens that its blocks work on
     patch: int  # latent pixels per token and side
-    most: int  # tokens of a latent frame per side that its rotary embedding reaches
+    most: int  # tokens that its rotary embedding reaches, per side of a latent frame and over time
     layout: Layout  # shared with the attention processors of its blocks
     padding_mask: bool  # does its patch embedding read one? Always zero here
     null: Tensor  # (1, 1, D) context token that says nothing: any number of it is as none
@@ -62,7 +62,7 @@ class VDM(Protocol):
 
         Args:
             noisy: (B, C, L, h, w) at noise level `time`; its first frame is not looked at.
-            time: (B,) t in [0, 1]; the given first frame has its own, clean time.
+            time: (B,) t in [0, 1], or (B, L) where every frame has its own; the given first one is taken as clean.
             first: (B, C, 1, h, w) clean first latent frame.
             context: (B, K N, D) projected codes, or None for none.
             control: residuals (B, L P, width) to add after the blocks, from the first on; None adds nothing.

@@ -36,8 +36,9 @@ class FourierPlaces(nn.Module):
             (torch.arange(side, device=self.frequencies.device, dtype=self.frequencies.dtype) + 0.5) / side
             for side in (height, width)
         )
-        centres = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=-1)
-        angle = 2 * pi * ((2 * centres - 1) @ self.frequencies)
+        across, down = ((2 * side - 1)[:, None] * each for side, each in zip((x, y), self.frequencies, strict=True))
+        # sums, as autocast would take a product of matrices to bfloat16, which is too coarse for many turns
+        angle = 2 * pi * (across + down[:, None])
         return torch.cat([angle.sin(), angle.cos()], dim=-1).permute(2, 0, 1)
 
 

@@ -71,7 +71,7 @@ def judge(
     said, labels = model.predict(real.pixels), label_rows(real.rows)
     classes = said["class"].argmax(1)
     figures = frame_figures(said, labels, real.rows, side, seed)
-    figures |= {f"ceiling.{key}": value for key, value in ceilings(classes, real.rows, hold, seed).items()}
+    figures |= {f"ceiling.{key}": value for key, value in ceilings(classes, real.rows, hold).items()}
     if vae is not None:
         passed = frame_figures(model.predict(vae.pixels), label_rows(vae.rows), vae.rows, side, seed)
         names = ("accuracy", "hand_error", "angle_error")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from vw2.console import UserError, console
+from vw2.console import UserError, console, say
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,13 @@ class ComputeConfig:
     """Group `compute` of params.yaml."""
 
     threads: int = 2
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"  # auto becomes what this machine is for, see below
 
     def __post_init__(self):
         if self.threads < 1:
             raise ValueError(f"compute.threads must be at least 1, got {self.threads}; use the number of cores")
-
-    def precision(self) -> Literal["float32", "bfloat16"]:
-        """What `dtype` means here: auto is bfloat16 where it is computed by machine instructions, else float32."""
-        if self.dtype != "auto":
-            return self.dtype
-        return "bfloat16" if has_bfloat16() else "float32"
+        if self.dtype == "auto":  # settled here, so that fingerprints of runs hold what is computed with
+            object.__setattr__(self, "dtype", "bfloat16" if has_bfloat16() else "float32")
 
 
 def has_bfloat16() -> bool:
@@ -64,12 +60,16 @@ def start(config: ComputeConfig, seed: int, shared: bool = False) -> Accelerator
             "ingest, clip, warmup_dldm, train_dldm and train_plain_ldm share their work among several"
         )
     keep_freed_memory()
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision() == "bfloat16" else "no")
+    accelerator = Accelerator(
+        cpu=torch.backends.mps.is_available(),  # Apple's GPUs have no float64, which sampling and scores ask for
+        mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
+    )
     torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs some 4 % of a step
     console.quiet = not accelerator.is_main_process
+    say(f"computing in {config.dtype} on {accelerator.device.type}, {config.threads} threads")
     return accelerator
 
 

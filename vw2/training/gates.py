@@ -27,6 +27,12 @@ class GatesConfig:
     def __post_init__(self):
         if self.every is not None and self.every < 1:
             raise ValueError(f"gates.every must be at least 1 or null, got {self.every}; raise it")
+        for key in ("entropy_share", "step_entropy_share", "digit_entropy_share", "used_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"gates.{key} must lie in [0, 1], got {getattr(self, key)}; change it")
+        if self.dead_digits < 0 or self.motion_share < 0:
+            got = f"{self.dead_digits} and {self.motion_share}"
+            raise ValueError(f"gates.dead_digits and gates.motion_share must be at least 0, got {got}; raise them")
 
 
 def check_gates(

@@ -23,6 +23,15 @@ class WarmupConfig(LongOptimConfig):
     sources: tuple[str, ...] | None = None  # names of ingest.source to train on; None: all
 
 
+def check_spread(config: LDMConfig, batch: int, frames: int) -> None:
+    """Refuse a batch of one clip of one step, whose codes parts `frames` cannot spread. Raises: UserError.
+
+    Args: config: made by `for_clips`; frames: T.
+    """
+    if config.parts == "frames" and batch * (frames - 1) // config.stride < 2:
+        raise UserError(f"dldm.parts frames needs at least 2 steps in a batch, got {batch} clips of one; raise batch")
+
+
 def check_batches(config: LDMConfig, micro_batch: int | None, processes: int = 1) -> None:
     """Refuse parts `frames` that are to see less than a whole batch at once. Raises: UserError."""
     if config.parts == "frames" and (micro_batch or processes > 1):

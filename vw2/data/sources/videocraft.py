@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,17 @@ def parse(stem: str) -> tuple[str, str, int | None] | None:
         return None
     clip = match.groupdict().get("clip")
     return match["video"], MARKS.sub("", match["name"]), None if clip is None else int(clip)
+
+
+def read_names(files: Iterable[str], keyframes: Container[str]) -> dict[str, tuple[str, str, int | None] | None]:
+    """File -> what `parse` says of it; a file that has key frames, or clips named after it, is a whole recording."""
+    named = {file: parse(Path(file).stem) for file in files}
+    videos = {found[0] for found in named.values() if found and found[2] is not None}
+    for file, found in named.items():
+        stem = Path(file).stem
+        if found and (file in keyframes or stem in videos):
+            named[file] = (stem, found[1], None)
+    return named
 
 
 def read_keyframes(root: Path) -> dict[str, list[tuple[int, float, float, str | None]]]:
@@ -175,7 +186,7 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     yield from refused
     for file in sorted(set(keyframes) - set(files)):
         yield Refused((Path(config.path) / file).as_posix(), f"is listed in {KEYFRAMES} but is not there")
-    named = {file: parse(Path(file).stem) for file in files}
+    named = read_names(files, keyframes)
     clipped = {found[0] for found in named.values() if found and found[2] is not None}
     split = assign({found[0] for found in named.values() if found})
     ids, jobs = make_ids(files), {}
