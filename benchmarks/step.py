@@ -56,7 +56,8 @@ class Step:
         shape = (1, 3, clip["frames"], clip["height"], clip["width"])
         self.clip = torch.rand(shape, generator=generator(0)).to(accelerator.device) * 2 - 1
         self.learning = [p for p in self.dldm.parameters() if p.requires_grad]
-        self.optimizers = optimizers([Group(self.dldm)], self.optim)
+        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        self.optimizers = optimizers([Group(self.dldm)], self.optim, dtype)
 
     def __call__(self, number: int, clips: int) -> None:
         """One step over so many clips, in micro-batches."""

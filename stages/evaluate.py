@@ -9,7 +9,7 @@ Out: metrics/evaluate.json (paper.step_1..7, blocks.*, quality.*, and the same b
 Controls that need no model are made here: ground_truth (real videos, the ceiling) and copy_first_frame.
 Time and memory at the committed sizes: 1 to 3 minutes on two cores, 2 GiB. Headline: paper.step_7 near that of the
 control ground_truth_codes, far above shuffled_codes and copy_first_frame. Interrupted runs go on where they stopped.
-Without labels (own videos) success is skipped (`skipped: 1`) and the pixels alone are compared.
+Without labels (own videos) success is skipped (`skipped: 1`, in a mixture for these alone) and pixels are compared.
 Tiny run: python -m stages.preset smoke && dvc repro evaluate
 """
 
@@ -103,7 +103,7 @@ def main(
     else:
         classifier.to(device)
     truth = read_table(TRUTH)
-    labelled = set(truth["video"])
+    labelled = set(truth["video"]) if classifier is not None else set()
     if classifier is not None and (others := [video for video in work if video not in labelled]):
         say(f"skipped success of {len(others)} videos without labels ({others[0]}, ...): the classifier saw none such")
     try:
@@ -146,7 +146,7 @@ def main(
         with atomic_file(place.plots / "survival.csv") as temporary:
             pl.DataFrame(survival, schema=columns, orient="row").write_csv(temporary, float_precision=6)
         write_plot(place.plots / "evaluate.png", figures, variant)
-    write_metrics(stage, figures | ({"skipped": 1} if classifier is None else {}), seed=seed, n=len(work))
+    write_metrics(stage, figures | ({} if labelled & set(work) else {"skipped": 1}), seed=seed, n=len(work))
     head = {key: figure["value"] for key, figure in figures.items() if not key.startswith(("controls", "paper.cond"))}
     table("VideoWorld 2" if variant == "vw2" else "plain LDM", head)
     clear(folder)

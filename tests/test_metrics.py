@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from scipy.ndimage import gaussian_filter
 
@@ -104,17 +105,26 @@ def test_success_interval_of_one_rollout_a_video_is_wilsons():
         before = found.low, found.high
 
 
+def student(freedom: int) -> float:
+    return scipy.stats.t.ppf(0.975, freedom)
+
+
 def test_success_interval_counts_what_rows_are_worth():
     videos = np.repeat(np.arange(30), 3)  # three rollouts each
     for same in (np.zeros(90), np.ones(90), np.repeat(np.arange(30) % 2, 3)):  # that agree: 30 trials, not 90
         found = success_interval(same, videos)
         assert (found.low, found.high) == bounds(wilson(same.sum() / 3, 30)) and found.n == 30
-    spread = success_interval(np.tile([1, 1, 0], 30), videos)  # that differ more than those of other videos: 90
-    assert (spread.low, spread.high) == bounds(wilson(60, 90))
+    few = (student(89) / student(29)) ** 2  # Korn and Graubard's factor
+    spread = success_interval(
+        np.tile([1, 1, 0], 30), videos
+    )  # that differ more than those of other videos: 90 of these
+    assert (spread.low, spread.high) == bounds(wilson(60 * few, 90 * few)) and 0.9 < few < 0.95
     rates = np.tile([[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]], (10, 1))  # 40 videos; surpluses 1.5, -1.5, -.5, .5
-    worth = 0.25 / (40 / 39 * 10 * (2 * 1.5**2 + 2 * 0.5**2) / 120**2)
+    worth = 0.25 / (40 / 39 * 10 * (2 * 1.5**2 + 2 * 0.5**2) / 120**2) * (student(119) / student(39)) ** 2
     found = success_interval(rates.ravel(), np.repeat(np.arange(40), 3))
     assert 40 < worth < 120 and (found.low, found.high) == bounds(wilson(worth / 2, worth))
+    long = success_interval(np.ones(3017), np.array([*np.repeat([0, 1, 2], 1000), *range(3, 20)]))
+    assert 3 < (worth := 3017**2 / (3 * 1000**2 + 17)) < 3.1 and long.low == pytest.approx(wilson(worth, worth).low)
     assert success_interval([1, 0], ["a", "a"]).low == pytest.approx(wilson(0.5, 1).low), "one video is one trial"
     with pytest.raises(ValueError, match="0 or 1"):
         success_interval([0.5], [0])

@@ -77,12 +77,15 @@ def test_splits_of_few_videos():
 def test_a_whole_recording_with_two_numbers():
     """Its name alone would say that it is a clip; key frames, or clips named after it, say what it is."""
     files = ["paper_boat_30_1.mp4", "paper_boat_30_1_0.mp4", "paper_boat_30_0.mp4", "paper_boat_31_2.mp4", "a.mp4"]
-    assert videocraft.read_names(files, {"paper_boat_31_2.mp4": []}) == {
+    files += ["paper_boat_32_0.mp4", "paper_boat_32_1.mp4"]
+    assert videocraft.read_names(files, {"paper_boat_31_2.mp4": [], "paper_boat_32_1.mp4": []}) == {
         "paper_boat_30_1.mp4": ("paper_boat_30_1", "paper_boat", None),
         "paper_boat_30_1_0.mp4": ("paper_boat_30_1", "paper_boat_30", 0),
         "paper_boat_30_0.mp4": ("paper_boat_30", "paper_boat", 0),
         "paper_boat_31_2.mp4": ("paper_boat_31_2", "paper_boat", None),
         "a.mp4": None,
+        "paper_boat_32_0.mp4": ("paper_boat_32", "paper_boat", 0),
+        "paper_boat_32_1.mp4": ("paper_boat_32", "paper_boat", 1),  # with the other clip of its video, on one side
     }
 
 

@@ -15,6 +15,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def success_interval(successes: ArrayLike, videos: ArrayLike, level: float = 0.9
 
     Rows are worth p (1 - p) / s^2 trials, s^2 being the variance of the rate between videos (Kish 1965, design effect):
     as many as there are videos where the rows of a video all agree (and where nothing, or everything, succeeds), as
-    there are rows where they differ as rows of different videos do. With one row a video it is Wilson's own interval.
+    there are rows where they differ as rows of different videos do; and less by Korn and Graubard's (1998) factor, as
+    few videos tell little of s^2. With one row a video it is Wilson's own interval. Where a few videos have most of
+    the rows it is still too narrow.
 
     Args:    successes: (M,) bool or 0/1, one per rollout or frame; videos: (M,).
     Returns: Estimate in [0, 1], a fraction, whose interval always has a width; n = number of videos.
@@ -121,13 +124,15 @@ def success_interval(successes: ArrayLike, videos: ArrayLike, level: float = 0.9
     names, where = _groups(successes, videos)
     rows, count = len(successes), len(names)
     rate = float(successes.mean())
-    surplus = np.bincount(where, successes - rate)  # (V,)
-    spread = count / max(count - 1, 1) * float((surplus**2).sum()) / rows**2
-    binomial = rate * (1 - rate)
-    if binomial == 0 or count == 1:
-        worth = count
-    else:
-        worth = min(max(binomial / spread, count), rows) if spread else rows
+    least = rows**2 / float((np.bincount(where) ** 2).sum())  # as many as videos, were they of one length (Kish)
+    worth = least
+    if 0 < rate < 1 and count > 1:
+        surplus = np.bincount(where, successes - rate)  # (V,)
+        spread = count / (count - 1) * float((surplus**2).sum()) / rows**2
+        worth = min(rate * (1 - rate) / spread, rows) if spread else rows
+        tail = (1 + level) / 2
+        worth *= float(stdtrit(rows - 1, tail) / stdtrit(count - 1, tail)) ** 2
+        worth = min(max(worth, least), rows)
     found = wilson(rate * worth, worth, level)
     return Estimate(rate, min(found.low, rate), max(found.high, rate), count)
 

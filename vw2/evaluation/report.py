@@ -130,8 +130,8 @@ def page(title: str, details: Details, pictures: Mapping[Path, str], rival: tupl
             "compare with the real videos.</p>"
         )
     parts.append(
-        "<p class=note>Intervals are 95 % by video: whole videos are resampled, as rollouts and frames of one "
-        "video are not independent. n counts videos where a figure is a mean over videos.</p>"
+        "<p class=note>Intervals are 95 % by video, as rollouts and frames of one video are not independent. "
+        "n counts videos where a figure is a mean over videos.</p>"
     )
     parts.append(_table(("claim", "figure", "n", "beside it"), rows) if rows else "<p>No figure was found.</p>")
     parts += [_picture(path, caption) for path, caption in pictures.items() if Path(path).is_file()]

@@ -9,7 +9,7 @@ MOST = 2**26  # weights of an attention that may be in memory at once: 128 MiB
 
 def unfused(device: torch.device) -> bool:
     """Whether plain products of matrices are the faster way: under bfloat16 autocast on a CPU, where the backward of
-    torch's fused kernel (2.13) takes about three times as long (docs/speed.md)."""
+    torch's fused kernel (2.13) takes several times as long (docs/tried.md, "bfloat16")."""
     return device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 

@@ -175,15 +175,18 @@ def load_backend(config: BackendConfig, prior: Path) -> VideoPrior:
     return pair
 
 
+PUBLISHED = {"cosmos": "nvidia/Cosmos-Predict2-2B-Video2World", "wan": "Wan-AI/Wan2.2-TI2V-5B-Diffusers"}
+
+
 def sketch(config: BackendConfig, prior: Path) -> VideoPrior | None:
     """The back end as far as it is known before its weights are fetched: on the meta device, by the published sizes.
 
     Args: prior: as in `load_backend`; the mini is loaded.
-    Returns: None for a folder, whose networks may have any size.
+    Returns: None for a folder and for other hub ids than PUBLISHED, whose networks may have any size.
     """
     if config.kind == "mini":
         return load_backend(config, prior)
-    if Path(config.weights).is_dir():
+    if config.weights != PUBLISHED[config.kind]:
         return None
     own = {"config": CosmosConfig(tokens=config.tokens, attention="full" if config.tokens else "causal")}
     with torch.device("meta"):

@@ -28,7 +28,10 @@ class ComputeConfig:
 
 
 def has_bfloat16() -> bool:
-    """Whether the device that accelerate takes multiplies matrices of bfloat16 itself, as emulation is slow."""
+    """Whether an NVIDIA GPU, else an x86 processor (avx512_bf16, amx_bf16), has instructions for bfloat16.
+
+    Emulation is slow; other processors may have them too, which has not been measured.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     can = torch.cpu.get_capabilities()
@@ -37,12 +40,12 @@ def has_bfloat16() -> bool:
 
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed: the next step asks for as much again, and to get it from the system anew
-    costs some 4 % of a step of the mini (docs/speed.md). Nothing happens where it is not glibc's."""
+    costs some 5 % of a step of the mini (docs/speed.md). Nothing happens where it is not glibc's."""
     trim_threshold, mmap_threshold = -1, -3  # names of parameters in malloc.h
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # the most that older ones allow
 
 
 def start(config: ComputeConfig, seed: int, shared: bool = False) -> Accelerator:

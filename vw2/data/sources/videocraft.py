@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,12 +83,16 @@ def parse(stem: str) -> tuple[str, str, int | None] | None:
 
 
 def read_names(files: Iterable[str], keyframes: Container[str]) -> dict[str, tuple[str, str, int | None] | None]:
-    """File -> what `parse` says of it; a file that has key frames, or clips named after it, is a whole recording."""
+    """File -> what `parse` says of it, or that it is a whole recording, whose name has two numbers.
+
+    Such are those that clips are named after, and those with key frames if no other clip is of their video (or one
+    recording would be on both sides of a split).
+    """
     named = {file: parse(Path(file).stem) for file in files}
-    videos = {found[0] for found in named.values() if found and found[2] is not None}
+    clips = Counter(found[0] for found in named.values() if found and found[2] is not None)
     for file, found in named.items():
         stem = Path(file).stem
-        if found and (file in keyframes or stem in videos):
+        if found and (stem in clips or file in keyframes and clips[found[0]] == 1):
             named[file] = (stem, found[1], None)
     return named
 
