@@ -1,6 +1,8 @@
 """The AR transformer at a tiny size on random codes."""
 
 import dataclasses
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from vw2.models.ar import PAD, UNKNOWN, ARBatch, ARConfig, ARInputs, ARTransform
 from vw2.models.ar_files import load_ar, save_ar
 from vw2.models.fsq import resolve_levels
 from vw2.models.nucleus import pick, pick_or_end
+from vw2.training import ar as ar_training
 from vw2.training.compute import generator
+from vw2.training.run import OptimConfig
 from vw2.training.sequences import hide_words, swapped
 
 CONFIG = ARConfig(width=32, layers=2, heads=2, dropout=0.0, max_clips=4, unknown=0.0)
@@ -44,6 +48,20 @@ def test_vocabulary_follows_the_codebook(codebook):
     shape = CodeShape(resolve_levels(codebook, None), steps=1, queries=1)
     logits, targets, _, is_end = tiny(shape).predict(batch_of([1, 2], shape))
     assert logits.shape == (2, 3, codebook + 1) and targets[is_end].tolist() == [codebook] * 2
+
+
+@pytest.mark.parametrize("most, way", [(ar_training.MOST, "eager"), (1, "sdpa")])
+def test_training_in_bfloat16_on_a_cpu_multiplies_matrices(monkeypatch, tmp_path, most, way):
+    """Where all weights of an attention fit into memory; the loss is nearly the same."""
+    model, batch, autocast = tiny(), batch_of([2, 3, 4]), partial(torch.autocast, "cpu", torch.bfloat16)
+    accelerator = SimpleNamespace(autocast=autocast, device=torch.device("cpu"))
+    monkeypatch.setattr(ar_training, "MOST", most)
+    monkeypatch.setattr(ar_training, "Run", lambda *_: [])  # no step
+    exact = model(batch)[0]
+    ar_training.train(accelerator, model, None, OptimConfig(1, 3, 1e-3), 0, tmp_path)
+    assert model.body.config._attn_implementation == way
+    with autocast():
+        assert float(model(batch)[0].detach()) == pytest.approx(float(exact.detach()), rel=0.01)
 
 
 def test_loss_is_finite_and_padding_does_not_count():

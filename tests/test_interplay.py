@@ -160,7 +160,7 @@ def test_frames_have_their_own_times():
 
 
 @pytest.mark.parametrize("way, cross", [("dense", "causal"), ("slices", "full"), ("flex", "causal")])
-@pytest.mark.parametrize("autocast, apart", [(False, 2e-5), (True, 0.1)])
+@pytest.mark.parametrize("autocast, apart", [(False, 1e-5), (True, 0.01)])
 def test_cached_passes_equal_the_whole_pass(way, cross, autocast, apart):
     """Equal noise states: frame by frame with kept keys and values, or all frames at once."""
     dldm, _ = tiny_dldm(attention=way, cross_attention=cross)
@@ -174,7 +174,7 @@ def test_cached_passes_equal_the_whole_pass(way, cross, autocast, apart):
             with dldm.vdm.layout.window(start, STEPS + 1, past):
                 parts.append(dldm.velocity(**given | window))
                 past.keep()
-    torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=apart, rtol=5 * apart)
+    assert (torch.cat(parts, dim=2) - whole).norm() < apart * whole.norm()
     blocks = len(dldm.vdm.transformer.transformer_blocks) + len(dldm.control.blocks)
     assert len(past.kept) == blocks, "each self-attention has its own past"
     layout = dldm.vdm.layout
