@@ -5,13 +5,13 @@ machine disturb little.
 Rows: attention alone (self-attention over latent frames and cross-attention to code steps) and the whole VDM.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import typer
 
+from benchmarks.turns import least
 from vw2.console import run, table
 from vw2.models.attention import ATTENTION, Mask, seen_codes, seen_frames
 from vw2.models.cosmos import CosmosVDM
@@ -84,12 +84,8 @@ def denoise(way: str, size: Size) -> Work:
 
 def compare(work: dict[str, Work], rounds: int) -> tuple[dict[str, float], float]:
     """Least processor seconds of each, and the largest difference of their results as a share of the largest number."""
-    best, results = dict.fromkeys(work, float("inf")), {name: once() for name, once in work.items()}
-    for _ in range(rounds):
-        for name, once in work.items():
-            begin = time.process_time()
-            once()
-            best[name] = min(best[name], time.process_time() - begin)
+    results = {name: once() for name, once in work.items()}
+    best = least(work, rounds)
     pairs = zip(results["dense"], results["slices"], strict=True)
     return best, max(float((one - two).abs().max() / one.abs().max()) for one, two in pairs)
 

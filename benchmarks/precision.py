@@ -5,13 +5,13 @@ torch's fused attention, and as the stages do it (vw2/models/attend.py). They ta
 ratio of their least processor times, which other programs on the machine disturb little.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import typer
 
+from benchmarks.turns import least
 from vw2 import params as parameters
 from vw2.console import run, table
 from vw2.models import attend
@@ -60,12 +60,7 @@ def main(
     keep_freed_memory()
     values = parameters.load(params)
     steps = {name: step_of(values, *way) for name, way in WAYS.items()}
-    best = dict.fromkeys(steps, float("inf"))
-    for _ in range(rounds + 1):
-        for name, once in steps.items():
-            begin = time.process_time()
-            once()
-            best[name] = min(best[name], time.process_time() - begin)
+    best = least(steps, rounds + 1)  # the first turn is slow
     rows = {
         name: f"{1000 * seconds / threads:.0f} ms, {seconds / best['float32']:.2f} of float32"
         for name, seconds in best.items()

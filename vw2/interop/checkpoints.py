@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vw2.console import UserError
-from vw2.interop.plain import oddity, read_plain, reason
+from vw2.interop.plain import oddity, read_plain, reason, write_plain
 from vw2.scratch import atomic_file
 
 # put into names by torch.compile, FSDP, activation checkpointing
@@ -339,5 +339,4 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], prefix: str = ""
         if path.suffix == ".safetensors":
             save_file(weights, temporary)
         else:
-            with temporary.open("wb") as stream:  # torch's own writer hides that the disk is full
-                torch.save(weights, stream)
+            write_plain(weights, temporary)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, CodeStore, write_codes
-from vw2.interop.plain import oddity, read_plain, reason
+from vw2.interop.plain import oddity, read_plain, reason, write_plain
 from vw2.scratch import atomic_dir, atomic_file
 
 WIDTHS = (8, 16, 32, 64)
@@ -33,8 +33,7 @@ def export_codes(store: CodeStore, path: Path, *splits: str) -> None:
         raise UserError(f"there is no video of split {', '.join(splits)} to export codes of; choose another split")
     tree = {each: torch.from_numpy(store[each].astype(np.int32)).flatten(1) for each in videos}
     with atomic_file(path) as temporary:
-        with temporary.open("wb") as stream:  # torch's own writer hides that the disk is full
-            torch.save(tree, stream)
+        write_plain(tree, temporary)
 
 
 def read_release_codes(path: Path, steps: int, queries: int, codebook: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Files of others as torch.save writes them, read without running anything that is in them."""
+"""Files as torch.save writes them: those of others read without running anything that is in them, and ours for them."""
 
 import io
 import re
@@ -43,6 +43,12 @@ def read_plain(path: Path, kind: str, wanted: str) -> Any:
         raise
     except Exception as error:  # a broken pickle makes its reader fail in any way
         raise UserError(f"{path} is no file of plain {kind} ({reason(error)}); {wanted}") from None
+
+
+def write_plain(tree: Any, path: Path) -> None:
+    """Write a .pt file. Raises: OSError if the disk is full, which torch hides where it opens the file itself."""
+    with path.open("wb") as stream:
+        torch.save(tree, stream)
 
 
 def reason(error: Exception) -> str:
