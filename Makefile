@@ -1,4 +1,4 @@
-# make repro | plain-ldm | test | test-all | lint | clean: all but clean create .venv once and work in it
+# make repro | plain-ldm | test | test-all | lint create .venv once and work in it; make clean-scratch | clean remove
 PYTHON ?= python3
 VENV   := .venv
 STAMP  := $(VENV)/.installed
@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := 1
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: repro plain-ldm test test-all lint clean venv scm
+.PHONY: repro plain-ldm test test-all lint clean clean-scratch venv scm
 .DELETE_ON_ERROR:
 
 repro: $(STAMP) scm
@@ -50,6 +50,10 @@ $(STAMP): pyproject.toml
 	print(*project['dependencies'], *project['optional-dependencies']['dev'], sep='\n')" > $(VENV)/requirements.txt
 	$(PIP) install -qq -r $(VENV)/requirements.txt
 	@touch $@
+
+# Work in progress of runs that broke off: a stage clears its own when it ends well, never that of other settings.
+clean-scratch:
+	rm -rf .vw2
 
 # Environment, work in progress and caches; never data, metrics or weights.
 clean:

@@ -2,7 +2,7 @@
 
 Parameters, FLOPs and what a step must keep, by part, from the models themselves on fake tensors: nothing is allocated,
 no figure is assumed but those that the table names as such. As the stage computes: weights in float32, autocast to
-bfloat16. Takes two minutes and 1 GiB.
+bfloat16. Takes a minute and 1 GiB.
 """
 
 from collections.abc import Callable
@@ -13,66 +13,61 @@ import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 
 import torch
 import typer
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from stages.preset import read
 from vw2.console import run
 from vw2.models import attend
-from vw2.models.causal import CausalConfig
-from vw2.models.control import ControlBranch, ControlConfig
-from vw2.models.cosmos import CosmosConfig, CosmosVDM
-from vw2.models.ldm import LDM, LDMConfig
-from vw2.models.projection import Projection, ProjectionConfig
-from vw2.models.wan_vae import WanVAE
+from vw2.models.backends import random_cosmos
+from vw2.models.cosmos import CosmosConfig
+from vw2.models.dldm import DLDM
+from vw2.models.dldm_config import DLDMConfig
+from vw2.models.port import VideoVAE
 from vw2.params import build
 from vw2.patch import parse, patch
 
-FRAMES, HEIGHT, WIDTH = 93, 480, 832  # the VDM's clip
-SMALL = (240, 416)  # the LDM's (release)
 ROOT = Path(__file__).parents[1]
-BATCH, STEPS = 128, 100_000  # VideoWorld 2, table 4
 PRESET = "paper"
 GIB, WEIGHT, STATES = 2**30, 4, 8  # bytes of a parameter, and of AdamW's two moments
 
 
 def values_of(preset: str) -> dict:
     """All parameters of a preset, over the committed params.yaml."""
-    overrides = parse((ROOT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"), preset)
-    return parse(patch((ROOT / "params.yaml").read_text(encoding="utf-8"), overrides, preset)[0], preset)
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    return parse(patch(text, read(preset, ROOT / "presets"), preset)[0], preset)
 
 
-def control_of(preset: str) -> ControlConfig:
-    """The control branch of a preset."""
-    return build(ControlConfig, values_of(preset)["dldm"]["control"], "dldm.control")
+def config_of(values: dict) -> DLDMConfig:
+    """The dLDM of some parameters, for their clips."""
+    return build(DLDMConfig, values["dldm"], "dldm").for_clips(values["clip"]["frames"])
 
 
-CONTROL = control_of(PRESET)
-COPIED = len(CONTROL.numbers)
-TEXT = f"""\
+TEXT = """\
 # One joint step of the paper's configuration, planned
 
-Made by `python -m benchmarks.plan` on fake tensors. One clip of {FRAMES} frames, {HEIGHT}x{WIDTH}; LDM at
-{SMALL[0]}x{SMALL[1]} (release) with prefix queries; block-causal VDM of Cosmos-Predict2 2B; control branch of
-{COPIED} blocks (release). Memory in GiB. Weights in float32, computed under autocast to bfloat16, as the stage does.
+Made by `python -m benchmarks.plan` on fake tensors, sizes from presets/{preset}.yaml. One clip of {frames} frames,
+{height}x{width}; LDM at {small} (release) with {view} queries; block-causal VDM of Cosmos-Predict2 2B; control branch
+of {copied} blocks (release). Memory in GiB. Weights in float32, computed under autocast to bfloat16, as the stage does.
 Kept: what autograd holds for the backward pass of one clip, bfloat16 copies of weights among it, with fused attention
-and norms in float32 as on GPUs; checkpointed: every block of VDM and control branch is computed again in the backward
-pass.
+and norms in float32 as on GPUs. Checkpointed: every block of VDM and control branch is computed again in the backward
+pass, one at a time, so that the input of each is kept, what all of them share and, in the VDM's row, what one block
+holds while it is computed again ({block} GiB).
 
-{{rows}}
+{rows}
 
-- Weights, gradients and AdamW: {{states}} GiB on one GPU; with one clip {{alone}} GiB, checkpointed {{alone_less}} GiB.
-  Sharded over 8 GPUs (FSDP) with a clip on each: {{shared}} GiB each, checkpointed {{shared_less}} GiB.
+- Weights, gradients and AdamW: {states} GiB on one GPU; with one clip {alone} GiB, checkpointed {alone_less} GiB.
+  Sharded over 8 GPUs (FSDP) with a clip on each: {shared} GiB each, checkpointed {shared_less} GiB.
   Not in it: the passing tensors of one layer, the VAE's among them, what the libraries reserve, and, checkpointed, the
   copies in bfloat16 of the blocks' weights, which autocast keeps until the forward pass has ended.
 - A batch goes through the model in micro-batches (`micro_batch`; the presets: a clip at a time), so that it needs the
   memory of one clip; several GPUs share it (`torchrun --nproc-per-node 8 -m stages.train_dldm`), each with the whole
   model. FSDP is open.
-- A clip costs {{clip}} TFLOP checkpointed, {{plain}} without. A step of {BATCH} clips (table 4) is {{step}} PFLOP;
-  {STEPS:,} steps take {{hours}} GPU hours at an assumed {{tflops}} TFLOP/s (`--tflops`)."""
+- A clip costs {clip} TFLOP checkpointed, {plain} without. A step of {batch} clips (table 4) is {step} PFLOP;
+  {steps:,} steps take {hours} GPU hours at an assumed {tflops} TFLOP/s (`--tflops`)."""
 
 
 NORMS = ("layer_norm", "group_norm", "rms_norm")  # autocast computes them in float32 on GPUs, on CPUs it does not
@@ -104,10 +99,13 @@ class Fused(TorchFunctionMode):
 
 
 class Kept:
-    """Bytes that autograd keeps for the backward pass, each storage once, parameters not counted."""
+    """Bytes that autograd keeps for the backward pass, each storage once, those `known` not counted.
 
-    def __init__(self, *modules: nn.Module):
-        self.known = {id_of(p) for module in modules for p in (*module.parameters(), *module.buffers())}
+    Args: known: modules, whose parameters and buffers are meant, and tensors.
+    """
+
+    def __init__(self, *known: nn.Module | Tensor):
+        self.known = {id_of(x) for each in known for x in ([each] if isinstance(each, Tensor) else weights(each))}
         self.sizes: dict[int, int] = {}
         self.alive = []  # so that no storage is freed and its address given to another
 
@@ -130,6 +128,10 @@ class Kept:
         return sum(self.sizes.values())
 
 
+def weights(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
 def id_of(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
@@ -144,8 +146,9 @@ class Part:
     forward: float  # FLOPs of one clip
     backward: float = 0.0
     kept: int = 0  # bytes for the backward pass of one clip
-    kept_checkpointed: int = 0  # the same where every transformer block is computed again
+    kept_checkpointed: int = 0  # the same where every transformer block is computed again, and one of them is
     again: float = 0.0  # FLOPs of computing them again
+    block: int = 0  # bytes of that one
 
     @property
     def states(self) -> int:
@@ -157,65 +160,89 @@ def size(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def measure(step: Callable[[], Tensor], *modules: nn.Module) -> tuple[float, float, int]:
-    """FLOPs forward, FLOPs backward, bytes kept, of a step that ends in one tensor."""
-    with Fused(), Kept(*modules) as kept, FlopCounterMode(display=False) as forward:
-        out = step()
+def measure(step: Callable[[], Tensor], *known: nn.Module | Tensor) -> tuple[float, float, int]:
+    """FLOPs forward, FLOPs backward, bytes kept beside `known`, of a step that ends in one tensor."""
+    with FlopCounterMode(display=False) as forward:
+        out, kept = holding(step, *known)
     with FlopCounterMode(display=False) as backward:
         out.float().sum().backward()
-    return forward.get_total_flops(), backward.get_total_flops(), kept.total
+    return forward.get_total_flops(), backward.get_total_flops(), kept
+
+
+def holding(step: Callable[[], Tensor], *known: nn.Module | Tensor) -> tuple[Tensor, int]:
+    """What a step ends in, and the bytes that are kept for its backward pass beside `known`."""
+    with Fused(), Kept(*known) as kept:
+        out = step()
+    return out, kept.total
 
 
 computing = torch.autocast("cpu", torch.bfloat16)  # around a function: as the stage computes it
 
 
-def ldm_part() -> Part:
-    """Encoder, prefix queries, FSQ, coarse decoder and projection, with reconstruction and denoising loss."""
-    config = LDMConfig(parts="causal", size=SMALL, causal=CausalConfig(view="prefix", connector=0))
-    ldm = LDM(config)
-    projection = Projection(ProjectionConfig(), config.queries, len(config.resolved()), CosmosConfig().context)
+def ldm_part(dldm: DLDM, frames: int) -> Part:
+    """Encoder, queries, FSQ, coarse decoder and projection, with reconstruction and denoising loss."""
 
     @computing
     def step() -> Tensor:
-        features = ldm.features(torch.empty(1, 3, FRAMES, *SMALL))
-        codes = ldm.quantise(features)[0]
-        return ldm.decoder(features[:, :, :1], codes.detach()).video.float().sum() + projection(codes).float().sum()
+        video = torch.empty(1, 3, frames, *dldm.config.sides)
+        codes = dldm.ldm.quantise(dldm.ldm.features(video))[0]
+        drawing = dldm.draw(video[:, :, :1], codes)
+        return dldm.ldm.loss(drawing.over(video[:, :, :1]), video) + dldm.tokens(codes).float().sum()
 
-    forward, backward, kept = measure(step, ldm, projection)
-    return Part("LDM and projection", size(ldm, projection), True, forward, backward, kept, kept)
+    forward, backward, kept = measure(step, dldm.ldm, dldm.projection)
+    return Part("LDM and projection", size(dldm.ldm, dldm.projection), True, forward, backward, kept, kept)
 
 
-def vdm_parts(control: ControlConfig) -> tuple[Part, Part]:
-    """VDM and control branch; block-causal masks by slices."""
-    vdm = CosmosVDM(CosmosConfig(tokens=0, attention="causal"))
-    branch = ControlBranch(control, vdm)
-    vdm.layout.attention = "slices"
-    frames, high, wide = 1 + (FRAMES - 1) // 4, HEIGHT // 8, WIDTH // 8
-    noisy, time, first = (torch.empty(1, *size) for size in ((16, frames, high, wide), (), (16, 1, high, wide)))
-    tokens = torch.empty(1, 4 * (frames - 1), vdm.context, requires_grad=True)
-    args = (noisy, time, first, tokens)
+def block_of(vdm: nn.Module, args: tuple[Tensor, ...]) -> tuple[float, int, int]:
+    """FLOPs forward of the VDM's first block, bytes that it keeps beside what all blocks are given, bytes of the
+    rotary embeddings among that.
+
+    Args: args: of the VDM's `begin`.
+    """
     hidden, run_block = computing(vdm.begin)(*args)
     hidden = hidden.detach().requires_grad_()
-    once, _, kept_block = measure(computing(lambda: run_block(vdm.blocks[0], hidden)), vdm)
-    residuals = lambda: sum(r.sum() for r in branch(vdm, *args, noisy) if r is not None)  # noqa: E731
-    length = hidden.untyped_storage().nbytes()
+    given = []  # context, times and rotary embeddings: there is one of each for all blocks
+    run_block(lambda *each: given.extend(each) or hidden, hidden)
+    pairs = [x for each in given if isinstance(each, tuple) for x in each]
+    alone = [each for each in given if isinstance(each, Tensor)]
+    forward, _, kept = measure(computing(lambda: run_block(vdm.blocks[0], hidden)), vdm, *alone, *pairs)
+    return forward, kept, sum({id_of(x): x.untyped_storage().nbytes() for x in pairs}.values())
+
+
+def vdm_parts(dldm: DLDM, latents: tuple[int, int, int, int]) -> tuple[Part, Part]:
+    """VDM and control branch. `latents`: their C, L, h and w.
+
+    Checkpointed, both rows have the inputs of their blocks; the VDM's also has the one block that is computed again at
+    a time, as its backward pass comes first and the branch keeps its own meanwhile.
+    """
+    vdm, branch, (channels, frames, *sides) = dldm.vdm, dldm.control, latents
+    noisy, time, first = torch.empty(1, *latents), torch.empty(1), torch.empty(1, channels, 1, *sides)
+    tokens = torch.empty(1, (frames - 1) * dldm.config.queries, vdm.context, requires_grad=True)
+    args = (noisy, time, first, tokens)
+    vdm.transformer.disable_gradient_checkpointing()
+    once, block, rope = block_of(vdm, args)
+    with torch.no_grad():
+        control = computing(branch)(vdm, *args, noisy)
+    told = [each if each is None else each.detach().requires_grad_() for each in control]
+    residuals = lambda: sum(each.sum() for each in branch(vdm, *args, noisy) if each is not None)  # noqa: E731
     parts = []
-    for name, module, blocks, step in (
-        ("VDM", vdm, len(vdm.blocks), lambda: vdm(*args)),
-        ("control branch", branch, len(control.numbers), residuals),
+    for name, module, blocks, again, step in (
+        ("VDM", vdm, vdm.blocks, block, lambda: vdm(*args, told)),
+        ("control branch", branch, branch.blocks, 0, residuals),
     ):
+        vdm.transformer.disable_gradient_checkpointing()
         forward, backward, kept = measure(computing(step), vdm, branch)
-        # all blocks but one give way to their inputs
-        less = kept - (blocks - 1) * kept_block + (blocks - 1) * length
-        parts.append(Part(name, size(module), True, forward, backward, kept, less, blocks * once))
+        vdm.transformer.enable_gradient_checkpointing()
+        # a pair of tensors is held by `checkpoint` as it is, unseen
+        less = holding(computing(step), vdm, branch)[1] + rope + again
+        parts.append(Part(name, size(module), True, forward, backward, kept, less, len(blocks) * once, again))
     return tuple(parts)
 
 
-def vae_part() -> Part:
+def vae_part(vae: VideoVAE, frames: int, height: int, width: int) -> Part:
     """The frozen VAE encodes the clip and the coarse video."""
-    vae = WanVAE(AutoencoderKLWan())
     with torch.no_grad(), FlopCounterMode(display=False) as count:
-        computing(vae.encode)(torch.empty(1, 3, FRAMES, HEIGHT, WIDTH))
+        computing(vae.encode)(torch.empty(1, 3, frames, height, width))
     return Part("VAE (frozen)", size(vae), False, 2 * count.get_total_flops())
 
 
@@ -227,8 +254,8 @@ def tera(flops: float) -> str:
     return f"{flops / 1e12:,.1f}" if flops else "-"
 
 
-def report(parts: list[Part], tflops: float) -> str:
-    """The table in Markdown, with what follows from it."""
+def report(parts: list[Part], values: dict, tflops: float) -> str:
+    """The table in Markdown, with what follows from it; `values`: the parameters that were planned with."""
     head = ("part", "parameters", "weights", "gradients", "AdamW", "kept", "kept, checkpointed")
     head += ("forward, TFLOP", "backward, TFLOP")
     rows = [
@@ -253,27 +280,42 @@ def report(parts: list[Part], tflops: float) -> str:
     )
     line = lambda cells: "| " + " | ".join(cells) + " |"  # noqa: E731
     states, kept, less = total("states"), total("kept"), total("kept_checkpointed")
-    clip = total("forward") + total("backward") + total("again")
+    cost = total("forward") + total("backward") + total("again")
+    config, clip, optim = config_of(values), values["clip"], values["train_dldm"]["optim"]
+    batch, steps = optim["batch"], optim["steps"]
     return TEXT.format(
+        preset=PRESET,
+        **{key: clip[key] for key in ("frames", "height", "width")},
+        small="x".join(map(str, config.sides)),
+        view=config.causal.view,
+        copied=len(config.control.numbers),
+        block=gib(total("block")),
+        batch=batch,
+        steps=steps,
         rows="\n".join([line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]),
         states=gib(states),
         alone=gib(states + kept),
         alone_less=gib(states + less),
         shared=gib(states / 8 + kept),
         shared_less=gib(states / 8 + less),
-        clip=tera(clip),
-        plain=tera(clip - total("again")),
-        step=f"{BATCH * clip / 1e15:,.0f}",
-        hours=f"{BATCH * STEPS * clip / (tflops * 1e12) / 3600:,.0f}",
+        clip=tera(cost),
+        plain=tera(cost - total("again")),
+        step=f"{batch * cost / 1e15:,.0f}",
+        hours=f"{batch * steps * cost / (tflops * 1e12) / 3600:,.0f}",
         tflops=f"{tflops:g}",
     )
 
 
 def main(tflops: float = typer.Option(400.0, help="Sustained speed of one GPU, TFLOP/s.")) -> None:
     """Print the plan in Markdown."""
+    values = values_of(PRESET)
+    config, sizes = config_of(values), [values["clip"][key] for key in ("frames", "height", "width")]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        parts = [ldm_part(), *vdm_parts(CONTROL), vae_part()]
-    print(report(parts, tflops))
+        prior = random_cosmos(CosmosConfig(tokens=config.backend.tokens, attention=config.backend.attention))
+        dldm, (frames, *sides) = DLDM(config, prior), sizes
+        latents = prior.vae.latent, 1 + (frames - 1) // config.stride, *(side // prior.vae.side for side in sides)
+        parts = [ldm_part(dldm, frames), *vdm_parts(dldm, latents), vae_part(prior.vae, *sizes)]
+    print(report(parts, values, tflops))
 
 
 if __name__ == "__main__":

@@ -21,27 +21,27 @@ from vw2.training.compute import has_bfloat16, keep_freed_memory
 from vw2.training.fit import fit
 from vw2.training.run import Group, LongOptimConfig, optimizers
 
-WAYS = {  # name -> (dtype, attention weights that may be in memory at once)
-    "float32": (torch.float32, attend.MOST),
-    "bfloat16, fused attention": (torch.bfloat16, 0),
-    "bfloat16": (torch.bfloat16, attend.MOST),
+WAYS = {  # name -> (accelerate's mixed precision, attention weights that may be in memory at once)
+    "float32": ("no", attend.MOST),
+    "bfloat16, fused attention": ("bf16", 0),
+    "bfloat16": ("bf16", attend.MOST),
 }
 
 
-def step_of(values: dict, dtype: torch.dtype, most: int) -> Callable[[], None]:
+def step_of(values: dict, precision: str, most: int) -> Callable[[], None]:
     """One step of the warm-up, by the parameters `values`."""
     frames, side = values["clip"]["frames"], (values["clip"]["height"], values["clip"]["width"])
     config = parameters.build(LongOptimConfig, {k: v for k, v in values["warmup_dldm"].items() if k != "sources"}, "")
     torch.manual_seed(0)
     ldm = LDM(fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), frames).ldm).train()
     video = 2 * torch.rand(config.batch, 3, frames, *side) - 1
-    moved = optimizers([Group(ldm)], config, dtype)
+    moved = optimizers([Group(ldm)], config, precision)
 
     def once() -> None:
         attend.MOST = most
         for optimizer in moved:
             optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = ldm(video, video[:, :, :1])[0]
         loss.backward()
         for optimizer in moved:

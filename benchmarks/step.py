@@ -30,9 +30,7 @@ from vw2.training.run import Group, LongOptimConfig, optimizers
 # a back end's networks at true size, random
 RANDOM: dict[str, Callable[[BackendConfig, dict], VideoPrior]] = {
     "mini": lambda _, values: random_mini(build(PriorModelConfig, values["prior"]["model"], "prior.model")),
-    "cosmos": lambda config, _: random_cosmos(
-        CosmosConfig(tokens=config.tokens, attention="full" if config.tokens else "causal")
-    ),
+    "cosmos": lambda config, _: random_cosmos(CosmosConfig(tokens=config.tokens, attention=config.attention)),
     "wan": lambda _, __: random_wan(),
 }
 
@@ -56,8 +54,7 @@ class Step:
         shape = (1, 3, clip["frames"], clip["height"], clip["width"])
         self.clip = torch.rand(shape, generator=generator(0)).to(accelerator.device) * 2 - 1
         self.learning = [p for p in self.dldm.parameters() if p.requires_grad]
-        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-        self.optimizers = optimizers([Group(self.dldm)], self.optim, dtype)
+        self.optimizers = optimizers([Group(self.dldm)], self.optim, accelerator.mixed_precision)
 
     def __call__(self, number: int, clips: int) -> None:
         """One step over so many clips, in micro-batches."""

@@ -9,7 +9,10 @@ Out: one file: .pt (which weights_only reads) or .safetensors of weights, under 
     python -m stages.export_release dit data/dldm VideoWorld2_DiT.pt
     python -m stages.export_release codes data/codes codes.pt
 
-The inverse of stages.import_release: what was imported comes out again, tensor for tensor.
+The inverse of stages.import_release: the weights of a float32 file come out again bit for bit, and those of a bfloat16
+file with --dtype bfloat16 (our folders hold its values in float32, which the default writes). Weights of more digits
+are rounded by --dtype bfloat16, and by dldm.backend.dtype bfloat16 before that. The tokenizer's constants and the DiT's
+counters and position buffers are made anew.
 """
 
 from collections.abc import Callable
@@ -24,6 +27,7 @@ from vw2.interop.checkpoints import export_weights, write_checkpoint
 from vw2.interop.codes import export_codes
 from vw2.interop.dit import export_dit
 from vw2.interop.keys_tokenizer import TOKENIZER
+from vw2.models.backends import DTYPES
 from vw2.models.ldm_files import load_codec
 from vw2.models.renderer import load_dldm
 
@@ -36,6 +40,7 @@ class Options:
 
     prefix: str = TOKENIZER.prefixes[0]  # what stands before the tokenizer's names in the authors' file
     ema: bool = False  # under the names of averaged weights
+    dtype: str = "float32"  # of the floating weights, a key of DTYPES
 
 
 def tokenizer(folder: Path, file: Path, options: Options) -> str:
@@ -46,7 +51,7 @@ def tokenizer(folder: Path, file: Path, options: Options) -> str:
             f"expected an LDM with the release's parts and connector in {folder}, got dldm.parts {ldm.config.parts} "
             f"and dldm.causal.connector {ldm.config.causal.connector}; begin with `python -m stages.preset release`"
         )
-    weights = export_weights(ldm, TOKENIZER)
+    weights = export_weights(ldm, TOKENIZER, DTYPES[options.dtype])
     write_checkpoint(file, weights, f"{options.prefix[:-1]}_ema." if options.ema else options.prefix)
     return f"wrote {len(weights)} entries of the tokenizer in {folder} to {file}"
 
@@ -57,7 +62,7 @@ def dit(folder: Path, file: Path, options: Options) -> str:
         raise UserError(f"{folder} holds no dLDM; give the folder that stages.train_dldm writes (data/dldm)")
     dldm = load_dldm(folder, PRIOR).dldm
     with refusals():
-        weights = export_dit(dldm, options.ema)
+        weights = export_dit(dldm, options.ema, DTYPES[options.dtype])
     write_checkpoint(file, weights)
     return f"wrote {len(weights)} entries of DiT and control branch in {folder} to {file}"
 
@@ -78,15 +83,18 @@ def main(
     file: Path = typer.Argument(help="the file to write, .pt or .safetensors"),
     prefix: str = typer.Option(Options.prefix, help=f"before the tokenizer's names: {' or '.join(TOKENIZER.prefixes)}"),
     ema: bool = typer.Option(False, help="write under the names of averaged weights"),
+    dtype: str = typer.Option(Options.dtype, help="of the weights: float32, or bfloat16 at half the size"),
 ) -> None:
     """Write a model or codes as a file of the authors' release of VideoWorld 2."""
     if kind not in KINDS:
         raise UserError(f"expected one of {', '.join(KINDS)}, got {kind}; say what to write")
-    if kind != "tokenizer" and prefix != Options.prefix or kind == "codes" and ema:
-        raise UserError(f"expected --prefix with a tokenizer and --ema with weights, got {kind}; leave it out")
+    if kind != "tokenizer" and prefix != Options.prefix or kind == "codes" and (ema or dtype != Options.dtype):
+        raise UserError(f"expected --prefix with a tokenizer, --ema and --dtype with weights, got {kind}; leave it out")
     if prefix not in TOKENIZER.prefixes:
         raise UserError(f"expected --prefix {' or '.join(TOKENIZER.prefixes)}, got {prefix}; change it")
-    say(KINDS[kind](folder, file, Options(prefix, ema)))
+    if dtype not in DTYPES:
+        raise UserError(f"expected --dtype {' or '.join(DTYPES)}, got {dtype}; change it")
+    say(KINDS[kind](folder, file, Options(prefix, ema, dtype)))
 
 
 if __name__ == "__main__":

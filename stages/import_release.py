@@ -2,10 +2,8 @@
 
 In:  a checkpoint (.pt read with weights_only, or .safetensors), or their file of codes.
 Out: OUT/tokenizer/{ldm.safetensors,config.json} of a tokenizer, an LDM as the stages read it; OUT/dit/transformer/ (in
-     diffusers' layout) and OUT/dit/control.safetensors of a DiT with its control branch;
-     OUT/codes/{codes.parquet,codes.json} of codes.
-The release's tokenizer has 142,588,036 parameters: about a minute and 2 GiB. DiT and control branch have 2,196,907,862:
-memory for the file once, as it is kept (bfloat16: 4 GiB).
+     diffusers' layout) and OUT/dit/control.safetensors of a DiT and its control branch; OUT/codes/codes.{parquet,json}.
+Tokenizer: 142,588,036 parameters, a minute, 2 GiB. DiT and branch: 2,196,907,862, memory of the file (bfloat16: 4 GiB).
 
     python -m stages.import_release tokenizer VideoWorld2_dLDM_VAE.pt
     python -m stages.import_release dit VideoWorld2_DiT.pt
@@ -36,19 +34,19 @@ import typer
 from vw2.console import UserError, run, say
 from vw2.data.codes import CodesInfo
 from vw2.files import read_json
-from vw2.interop.checkpoints import Misfit, import_weights, read_checkpoint
+from vw2.interop.checkpoints import import_weights, read_checkpoint
 from vw2.interop.codes import import_codes
 from vw2.interop.dit import BRANCH, DiTConfig, import_dit, told, without_lora, write_dit
 from vw2.interop.keys_dit import apart
 from vw2.interop.keys_tokenizer import TOKENIZER
+from vw2.interop.report import Misfit
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import save_ldm
 from vw2.models.settings import settings
 from vw2.models.timeline import PAIR
 from vw2.scratch import atomic_dir
 
-# the LDM of presets/release.yaml
-RELEASE = LDMConfig(
+RELEASE = LDMConfig(  # of presets/release.yaml
     parts="causal",
     size=(240, 416),
     shrink="bilinear",
@@ -111,9 +109,7 @@ def codes(file: Path, out: Path, options: Options) -> str:
     time = 1 if options.frames == PAIR else config.causal.time
     steps, rest = divmod(options.frames - 1, time)
     if rest or steps < 1:
-        raise UserError(
-            f"expected --frames {PAIR} or 1 more than a multiple of {time}, got {options.frames}; change it"
-        )
+        raise UserError(f"expected --frames {PAIR} or 1 more than a multiple of {time}, got {options.frames}; fix it")
     info = CodesInfo(config.resolved(), steps, config.queries)
     store = import_codes(file, out / "codes", info)
     return f"codes of {len(store.videos())} videos; wrote {out / 'codes'}"
@@ -129,7 +125,7 @@ def main(
     config: Path = typer.Option(None, help="JSON of settings of the model that differ from the release"),
     view: str = typer.Option(None, help="what the tokenizer's queries see: adjacent (release) or prefix (paper)"),
     ema: bool = typer.Option(False, help="take the averaged weights"),
-    frames: int = typer.Option(93, help="of a clip whose codes the file holds: 2, 9, 49, 93, 177, ..."),
+    frames: int = typer.Option(Options.frames, help="of a clip whose codes the file holds: 2, 9, 49, 93, 177, ..."),
     strict: bool = typer.Option(True, help="refuse checkpoints with entries that the model does not have"),
     every: bool = typer.Option(False, help="of a checkpoint that does not fit, list every name that does not"),
 ) -> None:
@@ -138,6 +134,10 @@ def main(
         raise UserError(f"expected one of {', '.join(KINDS)}, got {kind}; say what the file holds")
     if view not in (None, "adjacent", "prefix"):
         raise UserError(f"expected --view adjacent or prefix, got {view}")
+    if kind != "tokenizer" and view or kind != "codes" and frames != Options.frames:
+        raise UserError(f"expected --view with a tokenizer and --frames with codes, got {kind}; leave it out")
+    if kind == "codes" and (ema or every or not strict):
+        raise UserError("expected --ema, --every and --no-strict with weights, got codes; leave it out")
     try:
         say(KINDS[kind](file, out, Options(config, view, ema, strict, frames)))
     except Misfit as misfit:

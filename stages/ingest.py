@@ -34,6 +34,7 @@ from vw2.data.pool import worker_count
 from vw2.data.ranks import helps
 from vw2.data.sources import craft, mixture
 from vw2.data.sources.base import TRACKS, IngestConfig
+from vw2.files import locate
 from vw2.media.decode import MAX_SIDE
 from vw2.media.segments import read_span
 from vw2.media.sheet import thumbnails, write_sheet
@@ -97,7 +98,7 @@ def draw(frame: pl.DataFrame) -> None:
     shown = early.unique(["source", "task"], keep="first", maintain_order=True)
     shown = shown.group_by("source", maintain_order=True).head(share).head(SHEET_ROWS)
     for row in shown.iter_rows(named=True):
-        path, limit = manifest.locate(row["path"]), max(MAX_SIDE, row["width"], row["height"])
+        path, limit = locate(row["path"]), max(MAX_SIDE, row["width"], row["height"])
         timed = read_span(path, row["start"], row["stop"], row["fps"], max_side=limit)
         every = max(1, min(row["frames"], SHEET_FRAMES) // SHEET_LOOKS)
         pictures = (picture.rgb() for _, picture in islice(timed, 0, SHEET_FRAMES, every))

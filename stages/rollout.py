@@ -5,8 +5,11 @@ In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parqu
      --variant plain_ldm: the same of data/plain_ldm.
 Out: data/rollout/<name>/<video>_<sample>.mp4 for name vw2 (`rollout.samples` per test case) and, once per case, the
      controls ground_truth_codes (isolates the AR transformer), shuffled_codes (its codes, steps permuted within the
-     video) and random_codes; data/rollout/rollouts.parquet; plots/rollout.png.
---image X.jpg --instruction "fold a paper boat": roll out from a picture of your own into rollouts/, nothing else.
+     video) and random_codes; data/rollout/rollouts.parquet; plots/rollout.png. A video that the guardrail of the back
+     end refuses is left black, and named.
+--image X.jpg --instruction "fold a paper boat": roll out from a picture of your own, nothing else, into
+     rollouts/X_fold-a-paper-boat_<sample>.mp4 and, as a sheet, rollouts/X_fold-a-paper-boat.png (with --variant
+     plain_ldm X_plain_ldm_fold-...); here a refusal of the guardrail ends the run.
 Time and memory at the committed sizes: 2 to 8 minutes on two cores, 3 GiB. Interrupted runs go on batch by batch.
 Tiny run: python -m stages.preset smoke && dvc repro rollout
 """
@@ -22,13 +25,11 @@ from accelerate import Accelerator
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import UserError, console, progress, run, say, table
+from vw2.console import console, run, say, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
-from vw2.media.decode import MediaError, read_frames, read_image
 from vw2.media.encode import write_preview
-from vw2.media.resize import resize_frame
 from vw2.media.sheet import write_sheet
 from vw2.models.ar import ARTransformer, CodeShape, unheard
 from vw2.models.ar_files import load_ar
@@ -36,7 +37,18 @@ from vw2.models.backends import guardrail_of
 from vw2.models.renderer import Renderer, load_renderer
 from vw2.models.timeline import STRIDE
 from vw2.provenance import runtime
-from vw2.rollout import CONTROLS, RolloutConfig, Row, choose, plan, render_all, render_batch, sample_codes
+from vw2.rollout import (
+    CONTROLS,
+    RolloutConfig,
+    Row,
+    choose,
+    picture_name,
+    plan,
+    read_picture,
+    read_video,
+    render_all,
+    sample_codes,
+)
 from vw2.scratch import atomic_dir, atomic_file, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.sequences import first_frames
@@ -61,43 +73,40 @@ def load_models(place: Paths, store: ClipStore, accelerator: Accelerator) -> tup
 def from_image(
     image: Path,
     instruction: str,
-    place: Paths,
+    variant: Variant,
     config: RolloutConfig,
+    compute: ComputeConfig,
     store: ClipStore,
     seed: int,
     accelerator: Accelerator,
 ) -> None:
-    """Roll out from one picture into rollouts/<stem>_<sample>.mp4."""
-    if not image.is_file():
-        found = "is a folder" if image.is_dir() else "does not exist"
-        raise UserError(f"{image} {found}; give the path of a picture with --image")
-    try:
-        picture = read_image(image)
-    except MediaError as error:
-        raise UserError(f"{image} {error}; give another picture with --image") from error
-    first = resize_frame(picture, store.height, store.width, store.config["fit"])
+    """Roll out from one picture into rollouts/, see `picture_name`."""
+    first = read_picture(image, store.height, store.width, store.config["fit"])
+    place, name, n = paths(variant), picture_name(image, variant, instruction), config.samples
     renderer, ar = load_models(place, store, accelerator)
     guard = guardrail_of(renderer.backend, accelerator.device)
     guard.instruction(instruction)
     if lost := unheard(instruction, ar.inputs):
         known = f"it knows {', '.join(ar.inputs.words)}" if ar.inputs.words else "it was trained without a word"
         say(f"these words of --instruction tell the AR transformer nothing: {' '.join(lost)}; {known}")
-    n = config.samples
+    chosen = {"seed": seed, "rollout": asdict(config), "compute": asdict(compute), "instruction": instruction}
+    inputs = [image, place.ar, place.dldm, CLIPS / "clips.json", *([PRIOR] if PRIOR.exists() else [])]
+    code = import_closure(Path(__file__), ROOT)
+    folder = scratch_dir(f"{place.metrics_prefix}rollout", fingerprint(chosen, inputs, code))
     keys = [f"{image.stem}/{s}" for s in range(n)]
     written = sample_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
-    rows = [Row(f"{image.stem}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
-    drawn = []
-    with progress(sum(len(row.codes) for row in rows), "render clips") as bar:
-        for begin in range(0, n, config.batch):
-            part = rows[begin : begin + config.batch]
-            for row, frames in zip(
-                part, render_batch(renderer, part, seed, guard, config.same_noise, bar.advance), strict=True
-            ):
-                with atomic_file(Path("rollouts") / f"{row.name}.mp4") as temporary:
-                    write_preview(temporary, frames, store.fps, scale=4)
-                drawn.append((instruction, frames))
-    write_sheet(Path("rollouts") / f"{image.stem}.png", drawn)
-    console.print(f"wrote {n} rollouts and a sheet of them to rollouts/", markup=False)
+    rows = [Row(f"{name}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
+    render_all(renderer, rows, store.fps, config, seed, folder, guard, strict=True)
+    out = Path("rollouts")  # no out of the stage; Git ignores it
+    sheet, targets = out / f"{name}.png", [out / f"{row.name}.mp4" for row in rows]
+    again = " in place of earlier ones" if any(path.exists() for path in (sheet, *targets)) else ""
+    videos = [read_video(folder / f"{row.name}.mp4") for row in rows]
+    for target, frames in zip(targets, videos, strict=True):
+        with atomic_file(target) as temporary:
+            write_preview(temporary, frames, store.fps, scale=4)
+    write_sheet(sheet, [(instruction, frames) for frames in videos])
+    say(f"wrote {', '.join(map(str, targets))} and {sheet}, a sheet of them{again}")
+    clear(folder)
 
 
 def main(
@@ -114,7 +123,7 @@ def main(
     accelerator = start(compute, seed)
     place, store = paths(variant), ClipStore(CLIPS)
     if image is not None:
-        from_image(image, instruction, place, config, store, seed, accelerator)
+        from_image(image, instruction, variant, config, compute, store, seed, accelerator)
         return
     stage = f"{place.metrics_prefix}rollout"
     table(stage, asdict(config))
@@ -158,8 +167,7 @@ def main(
             video = cases[number]
             sheet.append((f"{told[video]}: real", store.video(video)))
             for name in ("vw2", *CONTROLS):
-                frames = np.stack([f for _, f in read_frames(place.rollout / name / f"{video}_0.mp4")])
-                sheet.append((name.replace("_", " "), frames))
+                sheet.append((name.replace("_", " "), read_video(place.rollout / name / f"{video}_0.mp4")))
         write_sheet(place.plots / "rollout.png", sheet, columns=12, side=64)
     clear(folder)
 

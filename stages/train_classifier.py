@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 import typer
 
 from vw2 import params as parameters
@@ -48,7 +49,12 @@ TRAIN, TEST = ("train", "fail"), ("test",)
 
 
 def collect(
-    splits: Sequence[str], truth: pl.DataFrame, config: TrainConfig, prior: PriorModelConfig, folder: Path
+    splits: Sequence[str],
+    truth: pl.DataFrame,
+    config: TrainConfig,
+    prior: PriorModelConfig,
+    folder: Path,
+    device: torch.device,
 ) -> tuple[FrameSet, FrameSet | None]:
     """Frames of some splits with their truth: as they are, and through the VAE (None if that is switched off)."""
     store = ClipStore(CLIPS)
@@ -61,8 +67,8 @@ def collect(
         return real, None
     made = read_json(PRIOR / "config.json")["model"]
     check_record(made, asdict(prior), "prior.model", anew("pretrain_prior"))
-    vae = Prior(prior).load(PRIOR).vae.eval()
-    return real, vae_frames(store, rows, vae, config.vae_every, size, folder / f"{name}_vae.npy")
+    vae = Prior(prior).load(PRIOR).vae.to(device).eval()
+    return real, vae_frames(store, rows, vae, config.vae_every, size, folder / f"{name}_vae.npy", device)
 
 
 def write_plots(history: list[dict[str, float]], frames: pl.DataFrame) -> None:
@@ -97,13 +103,15 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     inputs = [CLIPS, TRUTH, MANIFEST, PRIOR] if config.vae_every else [CLIPS, TRUTH, MANIFEST]
     folder = scratch_dir("train_classifier", fingerprint(used, inputs, import_closure(Path(__file__), ROOT)))
     with runtime("train_classifier") as rates:
-        model = StepClassifier(config.model, CLASSES).to(accelerator.device)
-        sets = [each for each in collect(TRAIN, truth, config, prior, folder) if each is not None]
-        real, vae = collect(TEST, truth, config, prior, folder)
+        device = accelerator.device
+        model = StepClassifier(config.model, CLASSES).to(device)
+        sets = [each for each in collect(TRAIN, truth, config, prior, folder, device) if each is not None]
+        real, vae = collect(TEST, truth, config, prior, folder, device)
         work = train(accelerator, model, sets, config, seed, folder)
         with atomic_dir(OUT) as temporary:
             model.save(temporary, {"seed": seed, **asdict(config)})
-        figures, frames = judge(load_classifier(OUT), real, vae, ClipStore(CLIPS).width, config.hold, seed)
+        trained = load_classifier(OUT).to(device)
+        figures, frames = judge(trained, real, vae, ClipStore(CLIPS).width, config.hold, seed)
         write_plots(work.history, frames)
         rates["frames_seen"] = config.optim.steps * config.optim.batch
     write_metrics("train_classifier", figures | {"train_frames": sum(map(len, sets))}, seed=seed)

@@ -40,6 +40,7 @@ from vw2.training.gates import GatesConfig, check_gates
 from vw2.training.joint import JointConfig, train
 from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.pretrain_vdm import PretrainVDMConfig, check_taught
+from vw2.training.probes import code_changes
 from vw2.training.watch import watch
 
 CLIPS = Path("data/clips")
@@ -98,16 +99,16 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         leave_to_first(accelerator)
         renderer.eval()
         joint = judge.encode_rows(dldm.ldm, store, judged)
-        figures = judge.code_changes(warm, joint, store, judged, truth, about, seed, levels)
+        figures = code_changes(warm, joint, store, judged, truth, about, seed, levels)
         figures |= {f"train.{key}": work.averages[f"train/{key}"] for key in ("denoise", "recon")}
         still = judge.pick_unseen(store, seed, sources, judged)
         figures |= judge.judge_coarse(dldm.ldm, store, still, seed)
-        figures |= judge.judge_denoising(dldm, vae, store, still, seed)
+        figures |= judge.judge_denoising(dldm, vae, store, still, seed, accelerator.autocast)
         rendered, sheet = judge.judge_rendering(renderer, store, still, seed)
         write_sheet(PLOT, guardrail_of(renderer.backend, accelerator.device).sheet(sheet))
         write_health(CODES_PLOT, code_health(joint, levels), gates.step_entropy_share, gates.digit_entropy_share)
         check_gates(figures | rendered, gates, dldm_config.codebook, joint.shape, CODES_PLOT, PLOT)
-        if shaken := judge.pick_clips(store, "test", 1, seed, sources):
+        if shaken := judge.pick_shaken(store, seed, sources):
             rendered |= judge.judge_rendering(renderer, store, shaken, seed, "render_nuisance")[0]
         with atomic_dir(OUT) as temporary:
             save_dldm(dldm, temporary)

@@ -27,8 +27,9 @@ from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
-from vw2.training.judge import code_changes, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
+from vw2.training.judge import encode_rows, judge_coarse, judge_rendering, pick_clips, pick_shaken, pick_unseen
 from vw2.training.parallel import leave_to_first, shared_walks
+from vw2.training.probes import code_changes
 from vw2.training.run import LongOptimConfig
 from vw2.training.warmup import check_spread, train
 
@@ -83,8 +84,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         still = pick_unseen(store, seed, sources, judged)
         figures |= judge_coarse(ldm, store, still, seed)
         rendered, sheet = judge_rendering(LDMRenderer(ldm), store, still, seed)
-        shaken = pick_clips(store, "test", 1, seed, sources)
-        if shaken:
+        if shaken := pick_shaken(store, seed, sources):
             rendered |= judge_rendering(LDMRenderer(ldm), store, shaken, seed, "render_nuisance")[0]
         write_sheet(PLOT, sheet)
         with atomic_dir(OUT) as temporary:

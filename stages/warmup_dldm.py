@@ -31,7 +31,15 @@ from vw2.training.compute import ComputeConfig, start
 from vw2.training.curves import write_curves
 from vw2.training.fit import fit
 from vw2.training.gates import GatesConfig, check_gates
-from vw2.training.judge import code_figures, encode_rows, judge_coarse, judge_rendering, pick_clips, pick_unseen
+from vw2.training.judge import (
+    code_figures,
+    encode_rows,
+    judge_coarse,
+    judge_rendering,
+    pick_clips,
+    pick_unseen,
+    videos_of,
+)
 from vw2.training.parallel import leave_to_first, shared_walks
 from vw2.training.pretrain_ldm import PretrainLDMConfig, check_made
 from vw2.training.warmup import WarmupConfig, check_spread, train
@@ -87,7 +95,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         leave_to_first(accelerator)
         ldm.eval()
         codes, levels = encode_rows(ldm, store, judged), dldm.ldm.resolved()
-        figures = code_figures(codes, levels, store.index[judged]["video"].to_list())
+        figures = code_figures(codes, levels, videos_of(store, judged))
         figures["train.recon"] = work.averages["train/recon"]
         probe = pick_unseen(store, seed, sources, judged)
         figures |= judge_coarse(ldm, store, probe, seed)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vw2.console import UserError
+from vw2.models import attend
 from vw2.models.ar import PAD, UNKNOWN, ARBatch, ARConfig, ARInputs, ARTransformer, CodeShape, unheard, word_ids
 from vw2.models.ar_files import load_ar, save_ar
 from vw2.models.fsq import resolve_levels
@@ -50,12 +51,12 @@ def test_vocabulary_follows_the_codebook(codebook):
     assert logits.shape == (2, 3, codebook + 1) and targets[is_end].tolist() == [codebook] * 2
 
 
-@pytest.mark.parametrize("most, way", [(ar_training.MOST, "eager"), (1, "sdpa")])
+@pytest.mark.parametrize("most, way", [(attend.MOST, "eager"), (1, "sdpa")])
 def test_training_in_bfloat16_on_a_cpu_multiplies_matrices(monkeypatch, tmp_path, most, way):
     """Where all weights of an attention fit into memory; the loss is nearly the same."""
     model, batch, autocast = tiny(), batch_of([2, 3, 4]), partial(torch.autocast, "cpu", torch.bfloat16)
     accelerator = SimpleNamespace(autocast=autocast, device=torch.device("cpu"))
-    monkeypatch.setattr(ar_training, "MOST", most)
+    monkeypatch.setattr(attend, "MOST", most)
     monkeypatch.setattr(ar_training, "Run", lambda *_: [])  # no step
     exact = model(batch)[0]
     ar_training.train(accelerator, model, None, OptimConfig(1, 3, 1e-3), 0, tmp_path)

@@ -28,6 +28,7 @@ from vw2.models.backends import (
     random_cosmos,
     random_mini,
     random_wan,
+    sketch,
 )
 from vw2.models.begin import check_precision
 from vw2.models.control import ControlConfig
@@ -164,6 +165,20 @@ def test_save_and_load_give_the_same_model(folders):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mini"])
+def test_a_folder_is_known_before_its_weights_are_read(kind, folders, monkeypatch):
+    config, folder = folders[kind]
+    known, loaded = sketch(config, folder), load_backend(config, folder)
+    sizes = lambda pair: {name: p.shape for name, p in pair.state_dict().items()}  # noqa: E731
+    assert sizes(known) == sizes(loaded) and known.vdm.most == loaded.vdm.most
+    assert {p.device.type for p in known.parameters()} == {"meta"}
+    with pytest.raises(UserError, match="multiples of"):
+        check_size(known, 2, 2)
+    other = {"cosmos": "wan", "wan": "cosmos"}[kind]
+    with pytest.raises(UserError, match="expected the"):
+        sketch(dataclasses.replace(config, weights=str(folders[other][1])), folder)
+
+
 def test_vae_shapes_and_range(pair):
     vae = pair.vae
     latents = vae.encode(video())
@@ -586,14 +601,13 @@ def test_cosmos_attention_is_theirs_under_a_mask():
         ({"use_crossattn_projection": True}, "with use_crossattn_projection False, got True"),
     ],
 )
-def test_cosmos_of_another_kind_is_refused(tmp_path, change, told):
+def test_cosmos_of_another_kind_is_refused(change, told):
     config = dict(
         CosmosConfig(latent=4, heads=2, head_width=12, layers=1, adaln_rank=4, context=12).transformer().config
     )
     given = {key: value for key, value in (config | change).items() if not key.startswith("_")}
-    CosmosTransformer3DModel(**given).save_pretrained(tmp_path / "transformer")
     with pytest.raises(ValueError, match=told):
-        CosmosVDM.load(tmp_path)
+        CosmosVDM.around(CosmosTransformer3DModel(**given))
 
 
 @pytest.mark.parametrize("width", [7, 10, 13])

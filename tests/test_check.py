@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from stages import check
+from stages.preset import read
 from vw2.console import UserError
 from vw2.patch import patch
 
@@ -98,8 +98,7 @@ def preset(workspace, monkeypatch):
 
     def choose(name: str) -> None:
         text = Path("params.yaml").read_text()
-        tree = YAML(typ="safe", pure=True).load((ROOT / "presets" / f"{name}.yaml").read_text()) or {}
-        Path("params.yaml").write_text(patch(text, tree, name, "params.yaml")[0])
+        Path("params.yaml").write_text(patch(text, read(name, ROOT / "presets"), name, "params.yaml")[0])
 
     return choose
 

@@ -4,12 +4,14 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from ruamel.yaml import YAML
+from tiny_models import tiny_prior
 
 from stages import train_classifier as stage
 from vw2.console import UserError
@@ -19,6 +21,7 @@ from vw2.data.sources.craft import TRUTH
 from vw2.evaluation import labels, step_report
 from vw2.evaluation.labels import CLASSES, IGNORED, label_frames
 from vw2.models.classifier import BackboneConfig, ClassifierConfig, FrameBatch, StepClassifier, load_classifier
+from vw2.models.layers import device_of
 from vw2.models.prior import PriorModelConfig
 from vw2.training import augment, frames
 from vw2.training.compute import generator
@@ -26,6 +29,7 @@ from vw2.training.run import OptimConfig
 from vw2.worlds.craft import CraftConfig, render_video
 
 NAMES = ("a", "b", "c", "d")
+CPU = torch.device("cpu")
 TINY = ClassifierConfig(BackboneConfig(embedding=8, hidden=(8, 16), depths=(1, 1)), size=16)
 STILL = augment.AugmentConfig(**dict.fromkeys(vars(augment.AugmentConfig()), 0.0))
 
@@ -356,7 +360,7 @@ class Brighter:
 
 def test_frames_through_the_vae(world):
     store, rows = read_rows(world, ("train", "fail"))
-    passed = frames.vae_frames(store, rows, Brighter(), 2, 16, world / "vae.npy", batch=2)
+    passed = frames.vae_frames(store, rows, Brighter(), 2, 16, world / "vae.npy", CPU, batch=2)
     assert passed.rows.columns == rows.columns
     clips = [("train_0", 0), ("train_0", 2), ("train_1", 0), ("train_1", 2), ("fail_0", 1)]  # 4 + 3 + 2 clips
     wanted = [(v, shown) for v, clip in clips for shown in range(4 * clip, min(4 * clip + 5, LENGTHS[v]))]
@@ -365,13 +369,13 @@ def test_frames_through_the_vae(world):
     assert passed.pixels[:, 0, 0, 0].tolist() == [50 * number[video] + shown + 1 for video, shown in wanted]
     assert np.allclose(passed.rows["hand_x"], passed.rows["shown"] / 32)
     odd = np.full((1, 2, 16, 16, 3), 7, np.uint8)
-    assert frames.through_vae(Brighter(), odd).tolist() == (odd + 1).tolist()
+    assert frames.through_vae(Brighter(), odd, CPU).tolist() == (odd + 1).tolist()
 
 
 def test_batches_of_several_sets(world):
     store, rows = read_rows(world, ("train",))
     real = frames.real_frames(store, rows, 16, world / "real.npy")
-    passed = frames.vae_frames(store, rows, Brighter(), 2, 16, world / "vae.npy")
+    passed = frames.vae_frames(store, rows, Brighter(), 2, 16, world / "vae.npy", CPU)
     sets = [real, passed]
     targets = [frames.frame_targets(each.rows, labels.label_rows(each.rows)) for each in sets]
     picks = np.array([len(real) + 1, 0, 4, 6])
@@ -454,11 +458,11 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def write_params(root: Path, **changes) -> Path:
+def write_params(root: Path, prior: PriorModelConfig = PriorModelConfig(), **changes) -> Path:
     config = stage.TrainConfig(
         hold=2, vae_every=0, optim=OptimConfig(steps=20, batch=6, lr=1e-3), augment=augment.AugmentConfig(), model=TINY
     )
-    tree = {"seed": 0, "compute": {"threads": 1, "dtype": "float32"}, "prior": {"model": asdict(PriorModelConfig())}}
+    tree = {"seed": 0, "compute": {"threads": 1, "dtype": "float32"}, "prior": {"model": asdict(prior)}}
     path = root / "params.yaml"
     with path.open("w") as stream:
         YAML().dump(plain(tree | {"classifier": asdict(config) | changes}), stream)
@@ -483,6 +487,31 @@ def test_stage_keeps_the_contract(world):
         outputs.append(b"".join(p.read_bytes() for p in (stage.OUT / "classifier.safetensors", stage.CONFUSION)))
         shutil.rmtree(stage.OUT)
     assert outputs[0] == outputs[1]  # to the byte
+
+
+def test_stage_computes_where_the_accelerator_says(world, monkeypatch):
+    """The VAE, the training and the judgement; the meta device stands for a GPU, so nothing is computed."""
+    prior, where = tiny_prior(), {}
+    prior.save(stage.PRIOR, {})
+
+    def through(store, rows, vae, every, size, path, device):
+        where[path.stem] = {device, vae.basis.device}
+
+    def train(accelerator, model, *rest):
+        where["train"] = {device_of(model)}
+        model.to_empty(device=CPU)  # to be saved
+        return SimpleNamespace(history=[])
+
+    def judge(model, *rest):
+        where["judge"] = {device_of(model)}
+        return {}, step_report.confusion(np.zeros(0, int), np.zeros(0, int))
+
+    gpu = torch.device("meta")
+    monkeypatch.setattr(stage, "start", lambda *given: SimpleNamespace(device=gpu))
+    for name, stand_in in (("vae_frames", through), ("train", train), ("judge", judge)):
+        monkeypatch.setattr(stage, name, stand_in)
+    stage.main(write_params(world, prior=prior.config, vae_every=2))
+    assert where == dict.fromkeys(("train_vae", "test_vae", "train", "judge"), {gpu})
 
 
 def test_stage_is_skipped_without_truth(world, capsys):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from edm import denoised, denoising_loss, sigma_of
 from release_dit import (
     PART,
     RELEASE,
@@ -29,13 +30,10 @@ from vw2.models.cosmos import CosmosConfig, CosmosVDM
 from vw2.models.denoiser import (
     SOLVERS,
     NoiseConfig,
-    denoised,
-    denoising_loss,
     draw_noise_time,
     guided,
     integrate_ab2,
     karras_sigmas,
-    sigma_of,
     time_of,
 )
 from vw2.models.flow import add_noise, sample

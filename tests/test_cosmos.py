@@ -8,7 +8,7 @@ import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, CosmosTransformer3DModel
 from release_dit import (
     SHAPES,
     TINY,
@@ -25,6 +25,7 @@ from tiny_models import clip, draw, tiny_prior, wake
 from vw2.interop.keys_dit import Parts, buffers, to_release
 from vw2.models.attention import Layout
 from vw2.models.cosmos import FIRST_TIME, CosmosConfig, CosmosVDM
+from vw2.models.hub import read
 from vw2.models.wan_vae import WanVAE
 
 DIT, DIT_KEYS = 1_956_413_440, 574
@@ -192,14 +193,19 @@ def test_causal_attention_wants_a_learned_token():
 def test_weights_from_a_folder(tmp_path):
     vdm = tiny_vdm()
     vdm.transformer.save_pretrained(tmp_path / "transformer")
-    again = CosmosVDM.load(tmp_path, torch_dtype=torch.float32)
+
+    def load(folder, **options):
+        net = read(CosmosTransformer3DModel, folder / "transformer", controlnet_block_every_n=1)
+        return CosmosVDM.around(net, **options)
+
+    again = load(tmp_path)
     assert dataclasses.replace(vdm.config, max_size=again.config.max_size) == again.config
     assert torch.equal(again.eval()(**given()), vdm(**given()))
     narrow = CosmosVDM(dataclasses.replace(vdm.config, mlp_ratio=2.0))
     narrow.transformer.save_pretrained(tmp_path / "narrow" / "transformer")
-    found = CosmosVDM.load(tmp_path / "narrow")
+    found = load(tmp_path / "narrow")
     assert found.config.mlp_ratio == 2.0 and found.blocks[0].ff.net[2].in_features == 2 * found.width
-    causal = CosmosVDM.load(tmp_path, tokens=0, attention="causal")
+    causal = load(tmp_path, tokens=0, attention="causal")
     assert causal.config.attention == "causal" and causal.null.shape == (1, 1, 32)
 
 

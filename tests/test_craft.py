@@ -11,7 +11,7 @@ from vw2.worlds.appearance import HUE_BANDS, SHEET_FAMILIES, SKIN_TONES, TABLE_F
 from vw2.worlds.craft import TRUTH_SCHEMA, CraftConfig, plan, render_prior_clip, render_video, task_of
 from vw2.worlds.paper import HALF_HEIGHT, HALF_WIDTH, KEY_STEPS, Fold, Sheet, flap_motion, fold_through
 from vw2.worlds.scene import Nuisance, Pose, camera_matrix, picture_up, project
-from vw2.worlds.script import ACTIONS, BLOCK_TASKS, PAPER_TASKS, TASKS
+from vw2.worlds.script import ACTIONS, BLOCK_TASKS, PAPER_TASKS, TASKS, shorten
 
 SMALL = CraftConfig(resolution=32)
 CLIP, STEPS, BLOCKS = 17, 7, 4  # frames of a clip, key steps of a paper task, blocks of a block task
@@ -74,6 +74,7 @@ def test_plan_has_every_video_once():
             r"craft.paper_frames must be shortest, at least 4, and longest, got \[145, 113\]",
         ),
         ({"paper_frames": (2, 9)}, r"at least 4, and longest, got \[2, 9\]; change it"),
+        ({"paper_frames": (33, 65)}, "at most 65 frames, but seven folds .* raise its second number to at least 113"),
         ({"fps": 0.0}, "craft.fps must be above 0, got 0.0"),
         ({"train_videos": -3}, "craft.train_videos must be at least 0, got -3"),
     ],
@@ -246,6 +247,28 @@ def test_any_length(unpainted):
     assert len(render_video(short, "train", 0).frames) < 145
     assert len(render_video(long, "train", 0).frames) >= 180
     assert render_video(long, "train", 0).truth["step"][-1] == STEPS
+
+
+def test_few_frames_make_demonstrations_faster_and_cut_none(unpainted):
+    short, free = CraftConfig(paper_frames=(113, 113)), CraftConfig(paper_frames=(113, 200))
+    hastened = 0
+    for split, index in [("train", i) for i in range(0, 48, 2)] + [("test", i) for i in range(8)]:
+        video, slow = render_video(short, split, index), render_video(free, split, index)
+        steps, calm = video.truth["step"].to_numpy(), ~video.truth["busy"].to_numpy()
+        assert len(steps) == 113 and (np.diff(steps) >= 0).all()
+        assert np.bincount(steps[calm], minlength=STEPS + 1)[1:].min() >= 3, f"{split} {index}: too short to be seen"
+        assert calm[-1] and not video.truth["hand_visible"][-1]
+        begins = [np.argmax(each["busy"]) for each in (video.truth, slow.truth)]
+        hastened += begins[0] < begins[1]
+    assert hastened > 12
+
+
+def test_the_end_of_a_script_is_cut_where_nothing_is_done():
+    states = craft.paper_script(np.random.default_rng(3), "paper_boat", white_sheet(), False, 1000)
+    last = max(i for i, state in enumerate(states) if state.busy)
+    assert all(a is b for a, b in zip(shorten(states, last + 2), states, strict=False))
+    faster = shorten(states, last + 1)
+    assert len(faster) == last + 1 and faster[0] is states[0] and faster[-1] is states[-1]
 
 
 # ---------------------------------------------------------------- what the first frame does not tell

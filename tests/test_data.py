@@ -18,6 +18,8 @@ from vw2.data.manifest import Entry
 from vw2.data.pool import Failure, _serve, run_jobs, run_resumable, worker_count
 from vw2.data.sampler import batch_indices
 from vw2.data.shards import ClipStore, clip_count, plan_shards, valid_frames, write_shards
+from vw2.files import locate
+from vw2.models.dldm_config import DLDMConfig
 
 
 def entry(name, digest="0" * 64, split=None, **other):
@@ -92,8 +94,11 @@ def test_paths_are_found_from_queued_runs(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.chdir(tmp_path / "temporary")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "real"))
-    assert manifest.locate("videos") == tmp_path / "real" / "videos"
-    assert manifest.locate("nowhere") == Path("nowhere")
+    assert locate("videos") == tmp_path / "real" / "videos"
+    assert locate("nowhere") == Path("nowhere")
+    (tmp_path / "real" / "vgg.pth").write_bytes(b"weights")
+    files = DLDMConfig(reconstruction_loss="l1_vgg", vgg_file="vgg.pth").files
+    assert files == {"dldm.vgg_file": tmp_path / "real" / "vgg.pth"}, "weights of others too"
 
 
 # ---------------------------------------------------------------- worker pool

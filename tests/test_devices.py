@@ -4,18 +4,21 @@ What makes a tensor on the CPU and mixes it with those of the model fails here a
 meta device stands for the GPU, since builds of torch for CPUs do not let tensors say that they are on another one.
 """
 
+import numpy as np
 import pytest
 import torch
-from tiny_models import causal_ldm, clip, tiny_batch, tiny_dldm, tiny_ldm
+from tiny_models import causal_ldm, clip, tiny_batch, tiny_dldm, tiny_ldm, tiny_prior
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from vw2.console import UserError
 from vw2.media.colours import ColourConfig, recolour
+from vw2.models.classifier import ClassifierConfig, StepClassifier, to_frames
 from vw2.models.denoiser import SOLVERS
 from vw2.models.dldm import JointBatch
 from vw2.models.renderer import DLDMRenderer
+from vw2.training import frames
 from vw2.training.compute import ComputeConfig, generator, start
 
 GPU = torch.device("meta")
@@ -92,6 +95,17 @@ def test_dldm(machine, changes, monkeypatch):
         video = renderer.render(batch.first, index, noise)
     assert loss.device == end.device == video.device == GPU
     check_gradients(dldm)
+
+
+def test_classifier_and_the_vae_before_it(machine, monkeypatch):
+    gave = []
+    monkeypatch.setattr(frames, "to_uint8", lambda video: gave.append(video) or np.zeros((1, 9, 32, 32, 3), np.uint8))
+    vae, model = machine.move(tiny_prior().vae), machine.move(StepClassifier(ClassifierConfig(), ("a", "b")))
+    clips = np.zeros((2, 6, 32, 32, 3), np.uint8)
+    with machine.mode:
+        frames.through_vae(vae, clips, GPU)
+        said = model.heads(to_frames(clips[0]).to(GPU))
+    assert all(each.device == GPU for each in (*gave, *said)) and gave[0].shape == (2, 3, 9, 32, 32)
 
 
 def test_colours(machine):

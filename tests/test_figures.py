@@ -10,7 +10,7 @@ from torch import nn
 
 from vw2.data.codes import CodesInfo, write_codes
 from vw2.evaluation.prediction import predict_figures, unigram_figures
-from vw2.evaluation.quality import MAX_PSNR
+from vw2.evaluation.quality import MAX_PSNR, moving_error
 from vw2.evaluation.rendering import comparable, other_clip, pooled_psnr, render_figures
 from vw2.models.ar import Scores
 from vw2.training.sequences import score
@@ -35,14 +35,15 @@ def wrong_by(real: np.ndarray, levels: int) -> np.ndarray:
 
 def test_psnr_pools_errors_over_moving_pixels_by_video():
     real = [clip(1), clip(1)]
-    same = pooled_psnr([wrong_by(each, FIFTH) for each in real], real, ["a", "b"], seed=0)
+    same = pooled_psnr([moving_error(wrong_by(each, FIFTH), each) for each in real], ["a", "b"], seed=0)
     assert (same.value, same.low, same.high, same.n) == (*[pytest.approx(DB_OF_A_FIFTH)] * 3, 2)
     # One pixel of error 1/25 and three without: pooled over pixels, not averaged over clips.
     real = [clip(1), clip(3)]
-    mixed = pooled_psnr([wrong_by(real[0], FIFTH), wrong_by(real[1], 0)], real, ["a", "b"], seed=0)
+    errors = [moving_error(wrong_by(each, by), each) for each, by in zip(real, (FIFTH, 0), strict=True)]
+    mixed = pooled_psnr(errors, ["a", "b"], seed=0)
     assert mixed.value == pytest.approx(10 * np.log10(25 * 4))
     assert mixed.low == pytest.approx(DB_OF_A_FIFTH) and mixed.high == pytest.approx(MAX_PSNR)  # in this order
-    alone = pooled_psnr([wrong_by(clip(1), FIFTH)], [clip(1)], ["a"], seed=0)
+    alone = pooled_psnr([moving_error(wrong_by(clip(1), FIFTH), clip(1))], ["a"], seed=0)
     assert (alone.value, alone.low, alone.high) == (pytest.approx(DB_OF_A_FIFTH), None, None)
 
 
@@ -61,7 +62,7 @@ def test_render_figures_of_a_renderer_that_is_known():
     def draw(numbers, told):
         return [wrong_by(real[i], int(code)) for i, code in zip(numbers, told[:, 0, 0], strict=True)]
 
-    figures, own, other = render_figures(draw, real, codes, videos, seed=0)
+    figures, own, other = render_figures(draw, real.__getitem__, codes, videos, seed=0)
     half = pytest.approx(10 * np.log10(25 * 2))
     assert {key: figure["value"] for key, figure in figures.items()} == {
         "render.psnr": half,
@@ -69,10 +70,12 @@ def test_render_figures_of_a_renderer_that_is_known():
         "render.psnr_copy": pytest.approx(0),  # white where black is: an error of one
     }
     assert own[1].max() == other[0].max() == 204 and own[0].max() == other[1].max() == 255
-    one = render_figures(draw, real[:1], codes[:1], videos[:1], seed=0)[0]
+    assert render_figures(draw, real.__getitem__, codes, videos, seed=0, batch=1)[0] == figures, "one after the other"
+    assert render_figures(draw, real.__getitem__, codes, videos, seed=0, shown=[1])[1].keys() == {1}
+    one = render_figures(draw, real.__getitem__, codes[:1], videos[:1], seed=0)[0]
     assert set(one) == {"render.psnr", "render.psnr_copy"}, "there are no other codes"
     still = [clip(0), clip(0)]
-    assert render_figures(lambda numbers, told: still, still, codes, videos, seed=0)[0] == {}
+    assert render_figures(lambda numbers, told: still, still.__getitem__, codes, videos, seed=0)[0] == {}
 
 
 class Foreteller(nn.Module):

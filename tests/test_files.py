@@ -10,7 +10,7 @@ from vw2.files import read_json, read_table
 from vw2.models.pretrained import read_weights
 from vw2.models.prior import PriorModelConfig
 from vw2.training.joint import JointConfig
-from vw2.training.judge import pick_unseen
+from vw2.training.judge import pick_clips, pick_unseen
 from vw2.training.pretrain_prior import PretrainConfig, render_corpus
 from vw2.training.run import LongOptimConfig, OptimConfig
 from vw2.worlds.craft import CraftConfig, render_prior_clip
@@ -106,6 +106,12 @@ def test_unseen_clips_come_first():
     assert pick_unseen(everything, 0, None, [0, 1]) == [3]
     assert pick_unseen(Splits(train=["a", "b"], test=["c"]), 0, None, [0, 1]) == [2]
     assert pick_unseen(Splits(train=["a", "b"]), 0, None, [0, 1]) == [0, 1]
+
+
+def test_of_many_videos_evenly_spread_ones_are_looked_at():
+    many = Splits(test=[chr(ord("a") + i) for i in range(11)])
+    assert pick_clips(many, "test", 2, 0) == list(range(11)), "all of few"
+    assert pick_clips(many, "test", 2, 0, most=3) == [0, 5, 10]
 
 
 def test_more_clips_of_a_single_unseen_video(capsys):

@@ -87,9 +87,9 @@ def test_motion_energy_in_closed_form():
     assert motion_energy(half, real) == pytest.approx((2 / 25, 2.0))
     still = np.repeat(real[:1], 3, 0)
     assert motion_energy(still, real) == (0.0, 2.0)
-    share = motion_share([real, half, still], [real] * 3, ["a", "b", "b"], 0)
+    share = motion_share([motion_energy(drawn, real) for drawn in (real, half, still)], ["a", "b", "b"], 0)
     assert share.value == pytest.approx((2 + 2 / 25) / 6) and share.n == 2
-    assert motion_share([still, still], [real, real], ["a", "b"], 0).value == 0
+    assert motion_share([motion_energy(still, real)] * 2, ["a", "b"], 0).value == 0
 
 
 # ---------------------------------------------------------------- ignored codes
@@ -216,10 +216,10 @@ def test_few_clips_of_a_single_video_are_not_compared():
     moves = [np.stack([np.full((8, 8, 3), 200 * t, np.uint8) for t in range(2)])] * 8
     draw_same = lambda numbers, codes: moves[: len(numbers)]  # noqa: E731
     codes = np.zeros((8, 1, 1), int)
-    one, *_ = render_figures(draw_same, moves[:7], codes[:7], ["a"] * 7, 0)
+    one, *_ = render_figures(draw_same, moves.__getitem__, codes[:7], ["a"] * 7, 0)
     for two in (
-        render_figures(draw_same, moves, codes, ["a"] * 8, 0)[0],
-        render_figures(draw_same, moves[:2], codes[:2], ["a", "b"], 0)[0],
+        render_figures(draw_same, moves.__getitem__, codes, ["a"] * 8, 0)[0],
+        render_figures(draw_same, moves.__getitem__, codes[:2], ["a", "b"], 0)[0],
     ):
         assert set(two) - set(one) == {"render.psnr_other_codes"} and "render.psnr" in one
     dldm, prior = tiny_dldm()
@@ -367,7 +367,7 @@ def test_codes_that_the_vdm_does_not_hear_as_tokens():
 
 
 def test_where_nothing_moves_there_are_no_figures():
-    still = [np.zeros((5, 8, 8, 3), np.uint8)] * 2
-    assert motion_share(still, still, ["a", "b"], 0) is None
-    figures, own, other = render_figures(lambda numbers, codes: still, still, np.zeros((2, 1, 1), int), ["a", "b"], 0)
-    assert figures == {} and own is still and other is still
+    still, codes = [np.zeros((5, 8, 8, 3), np.uint8)] * 2, np.zeros((2, 1, 1), int)
+    assert motion_share([motion_energy(each, each) for each in still], ["a", "b"], 0) is None
+    figures, own, other = render_figures(lambda numbers, codes: still, still.__getitem__, codes, ["a", "b"], 0)
+    assert figures == {} and own[0] is own[1] is other[0] is other[1] is still[0]

@@ -1,14 +1,23 @@
-"""The guardrail acts on instruction and rendered frames, with a stand-in of cosmos_guardrail's interface."""
+"""The guardrail acts on instruction and rendered frames, with a stand-in of cosmos_guardrail's interface.
+
+That the stages hand it all that they should is tested here and in test_rollout_stage.py.
+"""
 
 import sys
 import types
 
 import numpy as np
 import pytest
+from test_rollout import Counter, make_row
+from tiny_stages import make_folder, write_params
 
+from stages import train_dldm, warmup_dldm
 from vw2 import guardrail as module
 from vw2.console import UserError
 from vw2.guardrail import Guardrail, guardrail
+from vw2.models import backends
+from vw2.models.backends import BackendConfig, guardrail_of
+from vw2.rollout import render_batch
 
 
 class CosmosSafetyChecker:
@@ -80,3 +89,56 @@ def test_missing_package(monkeypatch):
 def test_without_a_checker_everything_passes():
     frames = np.zeros((1, 4, 4, 3), np.uint8)
     assert Guardrail().frames(frames) is frames and Guardrail().instruction("anything") == "anything"
+
+
+# ---------------------------------------------------------------- who is checked
+
+
+class Recorder:
+    """Keeps all that it is shown and lets it pass, every video as grey."""
+
+    GREY = 99
+
+    def __init__(self):
+        self.texts: list[str] = []
+        self.videos: list[np.ndarray] = []
+
+    def check_text_safety(self, prompt: str) -> bool:
+        self.texts.append(prompt)
+        return True
+
+    def check_video_safety(self, frames: np.ndarray) -> np.ndarray:
+        self.videos.append(frames.copy())
+        return np.full_like(frames, self.GREY)
+
+
+@pytest.mark.parametrize("kind, asked", [("cosmos", True), ("wan", False), ("mini", False)])
+def test_whose_licence_asks_for_it(package, kind, asked):
+    given = {} if kind == "mini" else {"weights": "folder"}
+    assert isinstance(guardrail_of(BackendConfig(kind, **given)).checker, CosmosSafetyChecker) == asked
+    assert guardrail_of(BackendConfig(kind, **given, guardrail=False)).checker is None
+
+
+def test_every_rendered_video_is_checked():
+    checker, rows = Recorder(), [make_row("a", 2), make_row("b", 1, (1,)), make_row("c", 3, (2,))]
+    plain = render_batch(Counter(), rows, 0)
+    videos = render_batch(Counter(), rows, 0, Guardrail(checker))
+    assert len(checker.videos) == 3
+    for shown, wanted, video in zip(checker.videos, plain, videos, strict=True):
+        assert np.array_equal(shown, wanted), "all its frames, at its end"
+        assert (video == Recorder.GREY).all(), "what the guardrail made of it is handed on"
+
+
+def test_the_joint_stage_shows_nothing_unchecked(tmp_path, monkeypatch):
+    checker, sheets = Recorder(), []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VW2_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(backends, "guardrail", lambda needed, enabled, device: Guardrail(checker))
+    monkeypatch.setattr(train_dldm, "write_sheet", lambda path, rows: sheets.append(rows))
+    make_folder(tmp_path, frames=9)
+    params = write_params(tmp_path, {})
+    warmup_dldm.main(params)
+    train_dldm.main(params)
+    (rows,) = sheets
+    assert len(rows) == len(checker.videos) > 1
+    assert all((frames == Recorder.GREY).all() for _, frames in rows)

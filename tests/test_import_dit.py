@@ -205,6 +205,16 @@ def test_both_networks_in_one_name_space(tmp_path, options, checkpoint, lead):
         assert torch.equal(value, added[bare] if bare.startswith(own) else dit_alone[bare]), key
 
 
+def test_two_of_both_networks_in_one_name_space_are_refused(tmp_path, options, checkpoint):
+    """With the DiT's prefix and without it: both would get the same names."""
+    bare = {key.replace("net_ctrl.", "net.").removeprefix("net."): value for key, value in checkpoint.items()}
+    lead = {f"net.{key}": value for key, value in bare.items()}
+    imported(bare | lead, tmp_path, options)
+    lead["net.zero_blocks.block0.bias"] = lead["net.zero_blocks.block0.bias"] + 1
+    with pytest.raises(UserError, match="expected one tensor net_ctrl.zero_blocks.block0.bias in the file"):
+        imported(bare | lead, tmp_path, options)
+
+
 @pytest.mark.parametrize("odd", ["net.blocks.x.weight", "net.blocks.0x.weight", "net.blocks.weight"])
 def test_an_odd_name_beside_the_branchs_layers_is_reported(tmp_path, options, checkpoint, odd):
     hints = {key.replace("net_ctrl.", "net."): value for key, value in checkpoint.items() if ours(key)}
@@ -221,6 +231,8 @@ def test_lora_of_the_warm_up(tmp_path, options, checkpoint):
     imported(checkpoint, tmp_path, options)
     vdm = load_backend(backend(tmp_path / "out" / "dit"), tmp_path).vdm
     assert same(vdm.state_dict(), networks(0)[0].state_dict())
+    with pytest.raises(UserError, match=f"expected one tensor {layer}weight in the file, got two that differ"):
+        imported(checkpoint | {f"{layer}weight": weight + 1}, tmp_path, options)
     checkpoint[f"{layer}lora_B.default.weight"][0, 0] = 1
     with pytest.raises(UserError, match="a LoRA that changes the DiT; merge it"):
         imported(checkpoint, tmp_path, options)
@@ -244,6 +256,23 @@ def test_a_dldm_goes_out_as_it_came(tmp_path, options, checkpoint):
     export_release.dit(tmp_path / "data" / "dldm", tmp_path / "ema.pt", export_release.Options(ema=True))
     averages = {key.replace(".", "_ema.", 1): value for key, value in back.items()}
     assert same(read_checkpoint(tmp_path / "ema.pt"), averages)
+
+
+def test_a_bfloat16_dldm_goes_out_as_it_came(tmp_path, options, checkpoint):
+    """By the command; as float32 it keeps the same values. Counters and positions are made anew, in float32."""
+    half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in checkpoint.items()}
+    config, warm = ready(half, tmp_path, options)
+    save_dldm(begin_joint(config, warm, tmp_path).dldm, tmp_path / "data" / "dldm")
+    for dtype in (torch.bfloat16, torch.float32):
+        told = str(dtype).removeprefix("torch.")
+        export_release.main("dit", tmp_path / "data" / "dldm", tmp_path / "back.pt", "network.", False, told)
+        back = read_checkpoint(tmp_path / "back.pt")
+        assert {key for key in half if not key.endswith("_extra_state")} == back.keys()
+        anew = {key for key in back if "pos_embedder" in key or "accum_" in key}
+        assert {back[key].dtype for key in anew} == {torch.int64, torch.float32}
+        weights = back.keys() - anew
+        assert {back[key].dtype for key in weights} == {dtype}
+        assert same({key: half[key].to(dtype) for key in weights}, {key: back[key] for key in weights})
 
 
 def test_a_dldm_with_lora_and_without_a_branch_goes_out(tmp_path, options, checkpoint):

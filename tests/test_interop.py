@@ -15,6 +15,7 @@ import pytest
 import torch
 from tiny_models import causal_ldm, clip
 
+from stages import export_release, import_release
 from stages.import_release import RELEASE, Options
 from stages.import_release import codes as import_codes_of
 from vw2.console import UserError
@@ -279,8 +280,16 @@ def test_a_tracker_of_averages_keeps_parameters_alone(weights, lead):
     model = tiny(2)
     report = import_weights(model, flatten(plain | tracked, Path("x")), TOKENIZER, ema=True)
     assert report.fits and report.ema and same(export_weights(model, TOKENIZER), weights | averaged)
-    with pytest.raises(UserError, match="1 missing: encoder.pos_embedding.positional_encoding_gaussian_matrix;"):
-        import_weights(tiny(), flatten(tracked, Path("x")), TOKENIZER, ema=True)
+    second = {f"ldm_net.{key}": value + 1 if key[8:] in parameters else value for key, value in plain.items()}
+    assert import_weights(model, flatten(plain | second | tracked, Path("x")), TOKENIZER, ema=True) == replace(
+        report, elsewhere=report.elsewhere + len(second)
+    )
+    assert same(export_weights(model, TOKENIZER), weights | averaged), "two plain ones agree in what is no parameter"
+    places = "encoder.pos_embedding.positional_encoding_gaussian_matrix"
+    second[f"ldm_net.network.{places}"] = weights[places] + 1
+    for file in (tracked, plain | second | tracked):
+        with pytest.raises(UserError, match=f"1 missing: {places};"):
+            import_weights(tiny(), flatten(file, Path("x")), TOKENIZER, ema=True)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +331,47 @@ def test_of_two_models_the_known_name_wins_and_strangers_are_refused(weights):
     student = {f"student.network.{key}": value for key, value in weights.items()}
     with pytest.raises(UserError, match=r"several \(student.network., teacher.network.\); save the one"):
         import_weights(model, teacher | student, TOKENIZER)
+
+
+@pytest.mark.parametrize("leads", [("model.", "state_dict."), ("network.", "ldm_net.network."), ("", "network.")])
+@pytest.mark.parametrize("ema", [False, True])
+def test_of_two_models_under_known_names_copies_are_one_and_others_refused(weights, leads, ema):
+    """Whether averaged or not, beside the other variant."""
+    kinds = ("ema.", "") if ema else ("", "ema.")
+    lead, second = (f"{kinds[0]}{each}" for each in leads)
+    averaged = export_weights(tiny(1), TOKENIZER)
+    one = {f"{lead}{key}": value for key, value in weights.items()}
+    one |= {f"{kinds[1]}network.{key}": value for key, value in averaged.items()}
+    model = tiny(2)
+    import_weights(model, one | {f"{second}{key}": value.clone() for key, value in weights.items()}, TOKENIZER, ema)
+    assert same(export_weights(model, TOKENIZER), weights)
+    other = export_weights(tiny(3), TOKENIZER)
+    less = {key: value for key, value in other.items() if "patcher3d" not in key}  # constants tell no models apart
+    half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in weights.items()}
+    named = ", ".join(each or "bare names" for each in sorted((lead, second)))
+    for rival in (other, less, half):
+        both = one | {f"{second}{key}": value for key, value in rival.items()}
+        sentence = f"expected one dLDM tokenizer in the file, got several ({named}); save the one that is meant"
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            import_weights(tiny(), both, TOKENIZER, ema)
+        import_weights(model, both, TOKENIZER, not ema)
+        assert same(export_weights(model, TOKENIZER), averaged), "of the other variant there is one"
+
+
+def test_names_that_meet_without_their_wrappers(tmp_path, weights):
+    own = {f"network.{key}": value for key, value in weights.items()}
+    wrapped = {f"_orig_mod.{key}": value.clone() for key, value in own.items()}
+    torch.save(own | wrapped, tmp_path / "a.pt")
+    assert same(read_checkpoint(tmp_path / "a.pt"), own), "copies do no harm"
+    wrapped["_orig_mod.network.encoder.act.weight"] += 1
+    sentence = "expected one tensor network.encoder.act.weight in the file, got two that differ, the second written "
+    for state, second in ((own | wrapped, "_orig_mod.network."), (wrapped | own, "network.")):
+        torch.save(state, tmp_path / "a.pt")
+        with pytest.raises(UserError, match=re.escape(f"{sentence}{second}encoder.act.weight; save the one")):
+            read_checkpoint(tmp_path / "a.pt")
+    for odd in (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(1)):
+        with pytest.raises(UserError, match="expected one tensor a.b in the file"):
+            flatten({"a": {"b": torch.zeros(2)}, "a.b": odd}, Path("x"))
 
 
 def test_constants_may_be_left_out(weights):
@@ -452,8 +502,13 @@ def test_a_stem_twice_is_refused(tmp_path):
 
 
 def command(*words: object, folder: Path) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "stages.import_release", *map(str, words), "--out", str(folder / "out")]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    return started("import_release", *words, "--out", folder / "out")
+
+
+def started(stage: str, *words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_command_imports_a_tokenizer(tmp_path, weights):
@@ -469,6 +524,61 @@ def test_command_imports_a_tokenizer(tmp_path, weights):
     assert same(export_weights(model, TOKENIZER), weights)
     video = clip(1, 9, 32)
     assert model.coarse(video[:, :, :1], model.encode(video)).shape == video.shape
+
+
+def test_command_exports_a_tokenizer_in_either_precision(tmp_path, weights):
+    """A bfloat16 file comes back bit for bit as bfloat16, and with the same values as float32."""
+    half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in weights.items()}
+    write_checkpoint(tmp_path / "theirs.pt", half, "network.")
+    (tmp_path / "tiny.json").write_text(json.dumps({"size": 32, "causal": TINY}))
+    done = command("tokenizer", tmp_path / "theirs.pt", "--config", tmp_path / "tiny.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    given = {f"network.{key}": value for key, value in half.items()}
+    folder, back = tmp_path / "out" / "tokenizer", tmp_path / "back.pt"
+    done = started("export_release", "tokenizer", folder, back, "--dtype", "bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert same(read_checkpoint(back), given)
+    export_release.main("tokenizer", folder, back, "network.", False, "float32")
+    whole = {key: value.float() if value.is_floating_point() else value for key, value in given.items()}
+    constants = {key for key in whole if key.endswith("wavelets")}  # made anew, not rounded
+    written = read_checkpoint(back)
+    assert same(*({k: v for k, v in each.items() if k not in constants} for each in (written, whole)))
+    assert {written[key].dtype for key in constants} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "kind, changes, sentence",
+    [
+        ("dit", {"prefix": "ldm_net.network."}, "expected --prefix with a tokenizer, .* got dit; leave it out"),
+        ("codes", {"ema": True}, "--ema and --dtype with weights, got codes; leave it out"),
+        ("codes", {"dtype": "bfloat16"}, "--ema and --dtype with weights, got codes; leave it out"),
+        ("dit", {"dtype": "float16"}, "expected --dtype float32 or bfloat16, got float16; change it"),
+    ],
+)
+def test_export_refuses_options_of_other_kinds(tmp_path, kind, changes, sentence):
+    plain = {"prefix": "network.", "ema": False, "dtype": "float32"}
+    with pytest.raises(UserError, match=sentence):
+        export_release.main(kind, tmp_path / "none", tmp_path / "none.pt", **plain | changes)
+
+
+@pytest.mark.parametrize(
+    "kind, changes, sentence",
+    [
+        ("dit", {"view": "prefix"}, "expected --view with a tokenizer and --frames with codes, got dit; leave it out"),
+        ("codes", {"view": "adjacent"}, "expected --view with a tokenizer and .* got codes; leave it out"),
+        ("dit", {"frames": 49}, "and --frames with codes, got dit; leave it out"),
+        ("tokenizer", {"frames": 49}, "and --frames with codes, got tokenizer; leave it out"),
+        ("codes", {"ema": True}, "expected --ema, --every and --no-strict with weights, got codes; leave it out"),
+        ("codes", {"every": True}, "expected --ema, --every and --no-strict with weights, got codes; leave it out"),
+        ("codes", {"strict": False}, "expected --ema, --every and --no-strict with weights, got codes; leave it out"),
+    ],
+)
+def test_import_refuses_options_of_other_kinds(tmp_path, kind, changes, sentence):
+    """Before it looks at the file; without them it does."""
+    plain = {"config": None, "view": None, "ema": False, "frames": 93, "strict": True, "every": False}
+    for options, told in ((plain | changes, sentence), (plain, "none.pt does not exist")):
+        with pytest.raises(UserError, match=told):
+            import_release.main(kind, tmp_path / "none.pt", tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize("frames, steps", [(2, 1), (9, 2), (49, 12), (177, 44)])

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from vw2.console import UserError
 from vw2.models.attention import ATTENTION, BLOCK, KVCache, Mask, NoPast, block_mask, seen_codes, seen_frames
-from vw2.models.flow import FRAME_TIMES, add_noise, draw_time, flow_loss, integrate, noised
+from vw2.models.flow import FRAME_TIMES, add_noise, draw_time, flow_loss, independent_times, integrate, noised
 from vw2.models.fsq import FSQ
 from vw2.training.compute import generator
 
@@ -286,6 +286,9 @@ def test_clean_frames_are_not_judged():
     wrong[0, :, 1] += 100
     assert flow_loss(wrong, clean, noise, weight) == 0
     assert flow_loss(noise - clean + 3, clean, noise, weight) == pytest.approx(9, rel=1e-5), "the mean stays a mean"
+    assert torch.equal(noised(time[:1], 3), weight[:1]), "a clip counts for as much whatever it goes through with"
+    drawn = independent_times(20_000, 5, 0.0, generator(0))
+    assert noised(drawn, 5)[:, :, 1:].mean().item() == pytest.approx(1, abs=0.01)
 
 
 def test_joint_loss_with_independent_times():

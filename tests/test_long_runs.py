@@ -6,14 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_ldm
+from tiny_models import FRAMES, SIDE, tiny_dldm, tiny_ldm
 
 from vw2.console import UserError
 from vw2.data.walks import Walked
 from vw2.training.carried import Carried
 from vw2.training.compute import ComputeConfig, start
+from vw2.training.joint import JointConfig
+from vw2.training.joint import train as train_dldm
 from vw2.training.run import Group, LongOptimConfig, OptimConfig, Run
 from vw2.training.warmup import train as train_ldm
+from vw2.training.watch import nothing
 
 BASE = {"steps": 10, "batch": 6, "lr": 0.1}
 
@@ -132,6 +135,51 @@ def test_the_gradient_of_one_part_is_clipped(alone):
     found = [float(part.weight.grad) for part in parts]
     assert found == pytest.approx([3.0, 1.0] if alone else [0.6, 0.8], rel=1e-5)
     assert run.averages["gradient_norm"] == pytest.approx(4.0 if alone else 5.0)
+
+
+class TwoClips:
+    """Walks whose every step is the same two clips."""
+
+    walkers = batch = 2
+    rank, ranks = 0, 1
+    store = SimpleNamespace(height=SIDE, width=SIDE)
+
+    def __getitem__(self, step: int) -> Walked:
+        frames = np.random.default_rng(0).integers(0, 256, (2, FRAMES, SIDE, SIDE, 3), np.uint8)
+        return Walked(frames, np.full(2, False), slice(0, 2), [(0, 0), (1, 0)])
+
+
+def joint_gradients(alone: bool, clip: float | None, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Part -> name -> the gradient by which one joint step moves a tiny dLDM."""
+    dldm, prior = tiny_dldm()
+    config = JointConfig(LongOptimConfig(1, 2, 1e-3, clip=clip), alone, encoder_factor=1.0, listen_steps=0)
+    train_dldm(start(ComputeConfig(threads=1), 0), dldm, prior.vae, TwoClips(), config, 0, folder, nothing)
+    parts = {name: getattr(dldm.ldm, name) for name in ("encoder", "query", "decoder")}
+    parts |= {name: getattr(dldm, name) for name in ("projection", "control", "vdm")}
+    return {
+        part: {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+        for part, module in parts.items()
+    }
+
+
+def norm(*parts: dict[str, torch.Tensor]) -> float:
+    return float(torch.cat([gradient.flatten() for part in parts for gradient in part.values()]).norm())
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_joint_stage_clips_the_vdm_alone_where_it_is_asked_to(alone, tmp_path):
+    """Release: the gradient of the DiT is clipped, that of nothing else; paper: one norm of all."""
+    free = joint_gradients(alone, None, tmp_path / "free")
+    norms = {part: norm(gradients) for part, gradients in free.items()}
+    most = 0.1 * min(norms.values())
+    assert most > 0, "every part learns, and would be clipped by itself"
+    clipped = joint_gradients(alone, most, tmp_path / "clipped")
+    together = norms["vdm"] if alone else norm(*free.values())
+    for part, gradients in free.items():
+        factor = 1.0 if alone and part != "vdm" else most / together
+        for name, gradient in gradients.items():
+            found = clipped[part][name]
+            torch.testing.assert_close(found, factor * gradient, rtol=1e-4, atol=1e-12, msg=f"{part} {name}")
 
 
 def test_a_gradient_that_nobody_clips():

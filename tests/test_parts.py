@@ -23,6 +23,7 @@ from tiny_models import (
 from tiny_stages import OPTIM, make_folder, write_params
 
 from stages import export_release, extract_codes, import_release, train_dldm, warmup_dldm
+from stages.preset import read
 from vw2.console import UserError
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
@@ -259,7 +260,7 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
     theirs = causal_ldm(7, **NARROW | {"query_layers": 2}, size=16, queries=2, connector=CONTEXT)
     write_checkpoint(Path("theirs.pt"), export_weights(theirs, TOKENIZER), "network.")
     Path("tiny.json").write_text((workspace / "data/warmup/config.json").read_text())
-    options = {"config": Path("tiny.json"), "view": None, "ema": False, "strict": True, "every": False}
+    options = {"config": Path("tiny.json"), "view": None, "ema": False, "frames": 93, "strict": True, "every": False}
     import_release.main("tokenizer", Path("theirs.pt"), Path("data/release"), **options)
     for file in Path("data/release/tokenizer").iterdir():
         file.replace(Path("data/warmup") / file.name)
@@ -280,8 +281,8 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
     (drawn,) = render_batch(renderer, [Row("v0", store.frames(0)[0], codes["v0"], (0,))], 0)
     assert drawn.shape == (9, 32, 32, 3)
     # and back into their files
-    export_release.main("tokenizer", Path("data/dldm"), Path("back.pt"), "network.", False)
-    export_release.main("codes", Path("data/codes"), Path("codes.pt"), "network.", False)
+    export_release.main("tokenizer", Path("data/dldm"), Path("back.pt"), "network.", False, "float32")
+    export_release.main("codes", Path("data/codes"), Path("codes.pt"), "network.", False, "float32")
     import_release.main("tokenizer", Path("back.pt"), Path("data/again"), **options)
     assert torch.equal(load_ldm(Path("data/again/tokenizer")).encode(video), renderer.ldm.encode(video))
     told = torch.load("codes.pt", weights_only=True)
@@ -296,7 +297,7 @@ def test_causal_parts_through_the_stages(workspace, monkeypatch):
 
 
 def preset(name: str) -> DLDMConfig:
-    text, _ = patch((ROOT / "params.yaml").read_text(), parse((ROOT / f"presets/{name}.yaml").read_text(), name), name)
+    text, _ = patch((ROOT / "params.yaml").read_text(), read(name, ROOT / "presets"), name)
     return build(DLDMConfig, parse(text, "params.yaml")["dldm"], "dldm").for_clips(93)
 
 

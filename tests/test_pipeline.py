@@ -176,7 +176,7 @@ def change(folder: Path, overrides: dict) -> None:
 def restore(folder: Path) -> None:
     """Back to the last commit, outputs too."""
     git(folder, "checkout", "-q", ".")
-    dvc(folder, "checkout", "-f", "dvc.yaml")  # the plain LDM's outputs of the committed run are not here
+    dvc(folder, "checkout", "-f")
     assert not ran(dvc(folder, "repro"))
 
 
@@ -329,6 +329,19 @@ def test_experiment_in_the_queue(workspace):
         dvc(workspace, "queue", "stop", "--kill")
     assert not git(workspace, "status", "--porcelain").strip()
     assert answer(workspace, "metrics", "diff", "--json", "HEAD", "late")["metrics/train_ar.json"]
+
+
+@slow
+def test_a_finished_experiment_is_applied_where_the_plain_ldm_never_ran(workspace):
+    """Outputs of the committed plain LDM are in no cache here: neither command may ask for them."""
+    assert not (workspace / "data/plain_ldm").exists() and (workspace / "plain_ldm/dvc.lock").is_file()
+    if "late" not in dvc(workspace, "exp", "list", "--name-only"):
+        pytest.skip("needs the experiment of the test before")
+    dvc(workspace, "checkout")
+    dvc(workspace, "exp", "apply", "late")
+    assert load(workspace / "params.yaml")["ar"]["optim"]["lr"] == 0.004
+    assert not ran(dvc(workspace, "repro")), "weights and figures are those of the experiment"
+    restore(workspace)
 
 
 @slow

@@ -141,19 +141,87 @@ def test_mini_from_a_file_and_what_is_kept(files):
     assert preset.catalogue(presets)["one"] == "the first"
 
 
-def test_mini_from_the_last_commit(files):
+def test_a_preset_is_laid_on_its_base(files):
     params, presets = files
-    (presets / "one.yaml").write_text("seed: 1\n")
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    preset.apply("one", params, presets)
-    with pytest.raises(UserError, match="no committed"):
-        preset.apply("mini", params, presets)
+    (presets / "low.yaml").write_text(
+        "seed: 1\ndldm:\n  codebook: 8\n  sources: [a, b]\n  optimiser:\n    decay: 0.2\n"
+    )
+    (presets / "middle.yaml").write_text("base: low\nruntime:\n  workers: 4\ndldm:\n  codebook: 4096\n")
+    (presets / "top.yaml").write_text("# the last\nbase: middle\ndldm:\n  sources: [c]\n  lr: 3.0e-5\n")
+    rows, kept = preset.apply("top", params, presets)
+    once = params.read_text()
+    assert kept == [] and {row["key"]: row["new"] for row in rows} == {
+        "seed": "1",
+        "runtime.workers": "4",
+        "dldm.codebook": "4096",
+        "dldm.sources": "[c]",
+        "dldm.lr": "3e-05",
+        "dldm.optimiser.decay": "0.2",
+    }
     params.write_text(PARAMS)
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *command], cwd=params.parent, check=True)
+    (presets / "flat.yaml").write_text(
+        "dldm:\n  lr: 3.0e-5\n  codebook: 4096\n  sources: [c]\n  optimiser:\n    decay: 0.2\n"
+        "seed: 1\nruntime:\n  workers: 4\n"
+    )
+    preset.apply("flat", params, presets)
+    assert params.read_text() == once, "byte for byte as if it had been written out"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lost", "preset lost: expected as base one of a, b, empty, itself, number, which are .*, got gone;"),
+        ("a", "preset b: expected as base one of .*, which are not built on it, got a; change that line or remove it"),
+        ("itself", "preset itself: .*, got itself;"),
+        ("number", "preset number: .*, got 3;"),
+        ("empty", "preset empty: .*, got null;"),
+    ],
+)
+def test_circles_and_unknown_bases_are_refused(files, name, words):
+    params, presets = files
+    for each, base in {"lost": "gone", "a": "b", "b": "a", "itself": "itself", "number": "3", "empty": ""}.items():
+        (presets / f"{each}.yaml").write_text(f"base: {base}\nseed: 1\n")
+    with pytest.raises(UserError, match=words):
+        preset.apply(name, params, presets)
+    assert params.read_text() == PARAMS
+
+
+def test_wan_is_paper_with_another_backend():
+    presets = ROOT / "presets"
+    paper, wan = (dict(leaves(preset.read(name, presets))) for name in ("paper", "wan"))
+    differing = {key for key in paper | wan if paper.get(key) != wan.get(key)}
+    assert differing == {f"dldm.backend.{key}" for key in ("kind", "weights", "revision")}
+    own = {key for key, _ in leaves(parse((presets / "wan.yaml").read_text(), "wan"))}
+    assert own == differing | {"base"}, "what paper says is not said again"
+
+
+def test_mini_is_params_yaml_as_shipped():
+    """So that it can be gone back to from any state, committed or not, and without Git."""
+    shipped = preset.mini_of((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
+    assert (ROOT / "presets" / "mini.yaml").read_text(encoding="utf-8") == shipped, (
+        "params.yaml has other values than presets/mini.yaml: if they are to be shipped, run `python -m stages.preset "
+        "--write-mini`; if they are an experiment of yours, `python -m stages.preset mini` takes them back"
+    )
+
+
+def test_mini_is_made_of_params_yaml(files):
+    params, presets = files
+    with pytest.raises(UserError, match="expected one of the presets one, got mini"):
+        (presets / "one.yaml").write_text("seed: 1\n")
+        preset.apply("mini", params, presets)
+    with pytest.raises(UserError, match="no value of params.yaml to hold a # behind a space|is not valid YAML"):
+        preset.mini_of(PARAMS, "params.yaml")
+    params.write_text(PARAMS.replace(" # odd", "#odd").replace(" # quoted", ""))
+    preset.main("", params, presets, list_all=False, write_mini=True)
+    text = (presets / "mini.yaml").read_text()
+    assert parse(text, "mini") == parse(params.read_text(), "params.yaml")
+    assert "lr: 1.0e-4\n" in text and "levels: null\n" in text and text.count("# ") == 2, (
+        "a title and the numbers as written"
+    )
+    before = params.read_text()
     preset.apply("one", params, presets)
     preset.apply("mini", params, presets)
-    assert params.read_text() == PARAMS
+    assert params.read_text() == before
 
 
 def test_command_line(files):
@@ -168,13 +236,13 @@ def test_command_line(files):
     assert params.read_text() == PARAMS.replace("seed: 0", "seed: 1")
     unknown = subprocess.run([*command, "two"], **options)
     assert unknown.returncode == 1
-    assert unknown.stderr.startswith("error: expected one of the presets mini, one, got two")
+    assert unknown.stderr.startswith("error: expected one of the presets one, got two")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "presets").glob("*.yaml")))
 def test_committed_presets_fit_params_yaml(name):
     text = (ROOT / "params.yaml").read_text()
-    overrides = parse((ROOT / "presets" / f"{name}.yaml").read_text(), name)
+    overrides = preset.read(name, ROOT / "presets")
     result, _ = patch(text, overrides, name)
     assert result.count("#") == text.count("#")
     assert reader.load(ROOT / "params.yaml").keys() == parse(result, name).keys()
@@ -236,12 +304,9 @@ def said(source: str) -> dict:
 
 
 def text_of(name: str) -> str:
-    """The committed params.yaml with a preset's values; mini: as it is."""
+    """The committed params.yaml with a preset's values."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    if name == "mini":
-        return text
-    overrides = parse((ROOT / "presets" / f"{name}.yaml").read_text(encoding="utf-8"), name)
-    return patch(text, overrides, name)[0]
+    return patch(text, preset.read(name, ROOT / "presets"), name)[0]
 
 
 def test_comments_are_read():

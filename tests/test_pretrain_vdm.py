@@ -8,13 +8,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from test_pretrain_ldm import in_process
 from tiny_models import tiny_config, tiny_prior
 from tiny_stages import OPTIM, make_folder, write_params
 
 from stages import pretrain_ldm, pretrain_vdm, train_dldm, warmup_dldm
+from stages.preset import read
 from stages.pretrain_vdm import OUT
 from vw2 import params as parameters
 from vw2.console import UserError
@@ -202,7 +202,7 @@ def test_committed_weights_are_those_that_params_yaml_asks_for(monkeypatch):
 
 @pytest.mark.parametrize("preset", ["smoke", "paper", "release", "wan"])
 def test_presets_begin_with_the_vdm_of_their_back_end(preset):
-    changed = YAML(typ="safe").load((ROOT / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"))
+    changed = read(preset, ROOT / "presets")
     assert not changed["pretrain_vdm"]["use"]
     if preset != "smoke":
         assert changed["dldm"]["control"]["dropout"] == 0 and changed["gates"]["token_margin"] == 0.001

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from edm import denoising_loss
 from tiny_models import LATENT, STEPS, clip, draw, tiny_batch, tiny_config, tiny_dldm, tiny_ldm
 
 from vw2.models.control import ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
-from vw2.models.denoiser import NoiseConfig, denoising_loss, draw_noise_time, release_weight
+from vw2.models.denoiser import NoiseConfig, draw_noise_time, release_weight
 from vw2.models.flow import add_noise, draw_time, flow_loss, motion_weight, noised, sample
 from vw2.training.compute import generator
 

@@ -1,6 +1,7 @@
 """Chained rollouts: clips that share a frame, noise of a row's own, the plan with its controls, files that are kept."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -8,11 +9,24 @@ import pytest
 import torch
 from tiny_models import LATENT, SIDE, STEPS, tiny_dldm, tiny_ldm
 
+from vw2 import rollout as module
+from vw2.console import UserError
 from vw2.data.codes import CodesInfo, write_codes
+from vw2.guardrail import Guardrail
 from vw2.media.decode import read_frames
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.renderer import DLDMRenderer, LDMRenderer
-from vw2.rollout import CONTROLS, RolloutConfig, Row, choose, plan, plan_batches, render_all, render_batch
+from vw2.rollout import (
+    CONTROLS,
+    RolloutConfig,
+    Row,
+    choose,
+    picture_name,
+    plan,
+    plan_batches,
+    render_all,
+    render_batch,
+)
 from vw2.training.compute import generator
 
 CONFIG = RolloutConfig(samples=3, temperature=1.0, top_p=1.0, batch=2, max_cases=None)
@@ -172,6 +186,26 @@ def test_plan_has_samples_and_controls(tmp_path):
     assert not np.array_equal(other[-1].codes, rows[-1].codes)
 
 
+def test_a_videos_rows_do_not_depend_on_the_other_cases(tmp_path):
+    """One case more or fewer, another order, other samples: nothing that is drawn at random for a video changes."""
+    store, rng = code_store(tmp_path), np.random.default_rng(1)
+    firsts = {video: rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for video in "vw"}
+    written = {video: [rng.integers(0, 1000, (4, STEPS, N)) for _ in range(CONFIG.samples)] for video in "vw"}
+
+    def rows_of(cases: str, samples: int = CONFIG.samples) -> dict[str, Row]:
+        given = [codes for video in cases for codes in written[video][:samples]]
+        return {row.name: row for row in plan([*cases], given, store, firsts, replace(CONFIG, samples=samples), 0)}
+
+    both = rows_of("vw")
+    assert len({row.key for row in both.values()}) == len(both)
+    random = [both[f"random_codes/{video}_0"].codes for video in "vw"]
+    assert not np.array_equal(*random), "each video has draws of its own"
+    for found in (rows_of("wv"), rows_of("v"), rows_of("w"), rows_of("vw", samples=1)):
+        for name, row in found.items():
+            assert row.key == both[name].key, name
+            assert np.array_equal(row.codes, both[name].codes) and row.first is both[name].first, name
+
+
 def test_batches_hold_rows_of_like_length():
     rows = [make_row(str(i), clips) for i, clips in enumerate((3, 1, 2, 3, 1))]
     assert plan_batches(rows, 2) == [[1, 4], [2, 0], [3]]
@@ -205,3 +239,64 @@ def test_videos_are_written_and_an_interrupted_run_goes_on(tmp_path):
     assert not [file for file in tmp_path.rglob("*") if ".partial" in file.name]
     with pytest.raises(AssertionError, match="rendered again"):
         render_all(Forbidden(), [*rows, replace(rows[0], name="vw2/c_0")], 16.0, CONFIG, 0, tmp_path)
+
+
+class Censor:
+    """A checker that refuses videos whose first frame is among some, and marks the others."""
+
+    def __init__(self, *refused: np.ndarray):
+        self.refused, self.seen = refused, 0
+
+    def check_video_safety(self, frames: np.ndarray) -> np.ndarray | None:
+        self.seen += 1
+        return None if any(np.array_equal(frames[0], each) for each in self.refused) else np.full_like(frames, 99)
+
+
+def frames_of(path: Path) -> np.ndarray:
+    return np.stack([frame for _, frame in read_frames(path)]).astype(int)
+
+
+def test_a_refused_video_is_black_and_named(tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(module, "say", lines.append)
+    rows = [make_row(f"vw2/{name}_0", 1, (i,)) for i, name in enumerate("abcde")]
+    censor = Censor(rows[1].first, rows[4].first)
+    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    assert censor.seen == 5, "the others are drawn all the same"
+    for number, row in enumerate(rows):
+        frames = frames_of(tmp_path / f"{row.name}.mp4")
+        assert frames.shape == (T, SIDE, SIDE, 3)
+        assert np.abs(frames - (0 if number in (1, 4) else 99)).max() <= 2, row.name
+    (line,) = lines
+    assert "refuses 2 of 5 videos" in line and line.endswith("black: vw2/b_0, vw2/e_0")
+    # a run that goes on after it knows of both, though it draws one of them alone
+    (tmp_path / "vw2/e_0.mp4").unlink()
+    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    assert censor.seen == 6 and lines == [line, line]
+    lines.clear()
+    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path / "other", Guardrail(Censor()))
+    assert not lines
+
+
+def test_a_refused_video_ends_a_strict_run(tmp_path):
+    rows = [make_row(f"{name}_0", 1, (i,)) for i, name in enumerate("abc")]
+    guard = Guardrail(Censor(rows[2].first))
+    with pytest.raises(UserError, match="the guardrail refuses a rendered video"):
+        render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, guard, strict=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a_0.mp4", "b_0.mp4"], "the batch before it is kept"
+    with pytest.raises(UserError, match="the guardrail refuses a rendered video"):
+        render_batch(Counter(), rows, 0, guard)
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_names_of_what_is_made_of_a_picture():
+    assert picture_name(Path("a/X.jpg"), "vw2", "Fold a paper boat!") == "X_fold-a-paper-boat"
+    assert picture_name(Path("X.jpg"), "plain_ldm", "fold") == "X_plain_ldm_fold"
+    assert picture_name(Path("X.jpg"), "vw2", " ") == "X"
+    assert picture_name(Path("X.jpg"), "vw2", "../build_a/tower") == "X_build-a-tower", "no way out of the folder"
+    paper = 60 * "\N{PAGE FACING UP}"  # of 4 bytes each
+    long = [picture_name(Path(f"{stem}.jpg"), "vw2", f"fold {end}") for stem in ("X", paper) for end in "ab"]
+    long += [picture_name(Path("X.jpg"), "vw2", f"{'fold ' * 90}{end}") for end in "ab"]
+    assert len(set(long)) == 6 and all(len(name.encode()) < 200 for name in long)

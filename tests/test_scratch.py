@@ -79,6 +79,23 @@ def test_scratch_dir_prefers_the_variable_then_the_real_workspace(tmp_path, monk
     assert path == tmp_path / "fast/train_ar/abc" and path.is_dir()
 
 
+def test_pictures_outlive_a_temporary_run(tmp_path, monkeypatch):
+    real, temporary = tmp_path / "real", tmp_path / "temporary"
+    picture = Path("plots/codes.png")
+    for folder in (real, temporary):
+        (folder / "plots").mkdir(parents=True)
+        (folder / picture).write_text(folder.name)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(real)
+    assert scratch.lasting(picture) == picture
+    monkeypatch.setenv("DVC_ROOT", str(real))
+    assert scratch.lasting(picture) == picture
+    monkeypatch.chdir(temporary)
+    kept = scratch.lasting(picture)
+    assert kept.is_relative_to(real / ".vw2") and kept.read_text() == "temporary"
+    assert scratch.lasting(Path("plots/none.png")) == Path("plots/none.png"), "not drawn yet"
+
+
 def test_clear_keeps_other_fingerprints(tmp_path, monkeypatch):
     monkeypatch.setenv("VW2_SCRATCH", str(tmp_path))
     one, other = scratch.scratch_dir("s", "1"), scratch.scratch_dir("s", "2")

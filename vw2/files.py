@@ -1,6 +1,7 @@
 """Files of stages, written and read again: one that is missing or damaged ends in a sentence that names it."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,19 @@ from typing import Any
 import polars as pl
 
 from vw2.console import UserError
+
+
+def locate(path: str | Path) -> Path:
+    """A path of the settings or the manifest as it can be opened: relative ones count from here, else from DVC's real
+    workspace.
+
+    `dvc exp run --temp` and the queue work in a temporary copy, from where `../videos` would point elsewhere.
+    """
+    here = Path(path)
+    if not here.exists() and not here.is_absolute() and os.environ.get("DVC_ROOT"):
+        there = Path(os.environ["DVC_ROOT"]) / path
+        return there if there.exists() else here
+    return here
 
 
 def read_table(file: Path) -> pl.DataFrame:

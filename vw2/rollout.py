@@ -1,10 +1,12 @@
 """Chained rollout: codes of a whole video and one first frame -> the video, clip by clip (VideoWorld 2, sec. 3.4).
 
 Each clip starts from the last frame of the one before; so does its coarse video, or from its own last frame
-(`dldm.chain`). The start noise of a clip is a function of (seed, row key, clip number), or of the seed alone, so that a
-row's video does not depend on what is rendered beside it.
+(`dldm.chain`). The start noise of a clip is a function of (seed, row key, clip number), or of the seed alone; the keys
+and the codes of the controls are functions of seed and name. So a row's video does not depend on what is planned or
+rendered beside it.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vw2.console import progress
+from vw2.console import UserError, progress, say
 from vw2.data.codes import CodeStore
 from vw2.evaluation.codes import random_codes, shuffle_steps
 from vw2.guardrail import Guardrail
+from vw2.media.decode import MediaError, read_frames, read_image
 from vw2.media.encode import write_video
-from vw2.media.resize import to_model, to_uint8
-from vw2.models.ar import ARTransformer, word_ids
+from vw2.media.resize import Fit, resize_frame, to_model, to_uint8
+from vw2.models.ar import ARTransformer, split_words, word_ids
 from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
+from vw2.models.nucleus import row_generator
 from vw2.models.renderer import Renderer
 from vw2.scratch import atomic_file
 from vw2.streams import Stream
@@ -30,6 +34,7 @@ from vw2.training.compute import generator
 from vw2.training.sequences import first_features
 
 CONTROLS = ("ground_truth_codes", "shuffled_codes", "random_codes")
+LONGEST = 150  # bytes of a name below rollouts/, so that with number and suffix it is a file name everywhere
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,27 @@ class Row:
     key: tuple[int, ...]  # seeds the noise together with the run's seed
 
 
+Refused = Callable[[Row], None]  # told of a row whose video the guardrail refuses
+
+
 def plan_batches(rows: Sequence[Row], batch: int) -> list[list[int]]:
     """Row numbers in batches of like length, so that little is rendered in vain."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].codes), i))
     return [order[i : i + batch] for i in range(0, len(order), batch)]
+
+
+def passed(guard: Guardrail, row: Row, frames: np.ndarray, refused: Refused | None) -> np.ndarray:
+    """What the guardrail makes of a video (frames, H, W, 3) uint8; black if it refuses it and somebody is told of that.
+
+    Raises: UserError if it is refused and nobody is.
+    """
+    try:
+        return guard.frames(frames)
+    except UserError:
+        if refused is None:
+            raise
+    refused(row)
+    return np.zeros_like(frames)
 
 
 @torch.no_grad()
@@ -78,11 +100,15 @@ def render_batch(
     guard: Guardrail = Guardrail(),
     same_noise: bool = False,
     advance: Callable[[int], None] = lambda clips: None,
+    refused: Refused | None = None,
 ) -> list[np.ndarray]:
     """Render rows together; finished videos pass the guardrail.
 
-    Args: advance: told how many clips were rendered, each time that some were (for a progress bar).
+    Args:
+        advance: told how many clips were rendered, each time that some were (for a progress bar).
+        refused: told of each row whose video is refused, which is then black; None: a refusal ends it all.
     Returns: the videos, each (clips (T - 1) + 1, H, W, 3) uint8: neighbouring clips share one frame.
+    Raises: UserError if a video is refused and `refused` is None.
     """
     device = device_of(renderer.ldm)
     frame = to_model(np.stack([row.first for row in rows])[:, None]).to(device)  # (B, 3, 1, H, W)
@@ -102,7 +128,7 @@ def render_batch(
         for i, frames in zip(active, to_uint8(video[:, :, 1:]), strict=True):
             parts[i].append(frames)
         advance(len(active))
-    return [guard.frames(np.concatenate(part)) for part in parts]
+    return [passed(guard, row, np.concatenate(part), refused) for row, part in zip(rows, parts, strict=True)]
 
 
 def choose(videos: Sequence[str], told: dict[str, str], most: int | None) -> list[str]:
@@ -136,6 +162,11 @@ def sample_codes(
     return ar.sample(words, features, keys, seed, config.temperature, config.top_p)
 
 
+def number_of(seed: int, name: str) -> int:
+    """63 bits that seed and name alone decide: what is keyed by them does not change with a place in a list."""
+    return row_generator(seed, name).initial_seed()
+
+
 def plan(
     cases: list[str], written: list[np.ndarray], codes: CodeStore, firsts: dict, config: RolloutConfig, seed: int
 ) -> list[Row]:
@@ -143,15 +174,43 @@ def plan(
     rows = []
     n = config.samples
     for number, video in enumerate(cases):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng(number_of(seed, video))
         own = written[number * n]  # the first sample
         chosen = {f"vw2/{video}_{s}": written[number * n + s] for s in range(n)}
         steps = shuffle_steps(own.reshape(-1, own.shape[-1]), rng).reshape(own.shape)
         wild = random_codes(own.shape, prod(codes.info.levels), rng)
         for name, each in zip(CONTROLS, (codes[video], steps, wild), strict=True):
             chosen[f"{name}/{video}_0"] = each
-        rows += [Row(name, firsts[video], each, (number, i)) for i, (name, each) in enumerate(chosen.items())]
+        rows += [Row(name, firsts[video], each, (number_of(seed, name),)) for name, each in chosen.items()]
     return rows
+
+
+def read_picture(path: Path, height: int, width: int, fit: Fit) -> np.ndarray:
+    """A picture of the user's own as a first frame (height, width, 3) uint8. Raises: UserError if it is none."""
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {found}; give the path of a picture with --image")
+    try:
+        return resize_frame(read_image(path), height, width, fit)
+    except MediaError as error:
+        raise UserError(f"{path} {error}; give another picture with --image") from error
+
+
+def picture_name(picture: Path, variant: str, instruction: str) -> str:
+    """What is made of a picture is called <stem>_<words>, with the variant between them unless it is vw2.
+
+    The words are those that the AR transformer reads, so that one name is not given to two instructions.
+    """
+    parts = [picture.stem, "" if variant == "vw2" else variant, "-".join(split_words(instruction))]
+    name = "_".join(part for part in parts if part)
+    if len(name.encode()) > LONGEST:  # characters of up to 4 bytes
+        return f"{name[: LONGEST // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames (T, H, W, 3) uint8 of a video that was rendered."""
+    return np.stack([frame for _, frame in read_frames(path)])
 
 
 def render_all(
@@ -162,8 +221,22 @@ def render_all(
     seed: int,
     folder: Path,
     guard: Guardrail = Guardrail(),
+    strict: bool = False,
 ) -> None:
-    """mp4s in `folder`; a batch all of whose files are there is not rendered again."""
+    """mp4s in `folder`; a batch all of whose files are there is not rendered again.
+
+    Args: strict: a video that the guardrail refuses ends it all; else it is black, and a note names it.
+    Raises: UserError if it is strict and a video is refused.
+    """
+
+    def mark(row: Row) -> Path:
+        return folder / f"{row.name}.refused"  # beside the video, for a run that goes on after this one
+
+    def refuse(row: Row) -> None:
+        mark(row).parent.mkdir(parents=True, exist_ok=True)
+        mark(row).touch()
+
+    refused = None if strict else refuse
     with progress(sum(len(row.codes) for row in rows), "render clips") as bar:
         for numbers in plan_batches(rows, config.batch):
             chosen = [rows[i] for i in numbers]
@@ -171,8 +244,11 @@ def render_all(
             if all(target.exists() for target in targets):
                 bar.resume(sum(len(row.codes) for row in chosen))
                 continue
-            videos = render_batch(renderer, chosen, seed, guard, config.same_noise, bar.advance)
+            videos = render_batch(renderer, chosen, seed, guard, config.same_noise, bar.advance, refused)
             for target, frames in zip(targets, videos, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_file(target) as temporary:
                     write_video(temporary, frames, fps)
+    if black := [row.name for row in rows if mark(row).exists()]:
+        count = f"{len(black)} of {len(rows)} videos"
+        say(f"the guardrail refuses {count} as unsafe; they are left black: {', '.join(black)}")

@@ -90,6 +90,18 @@ def scratch_dir(stage: str, print_: str) -> Path:
     return path
 
 
+def lasting(path: Path) -> Path:
+    """Where a file can be looked at after this run: in a queued or temporary one, whose copy of the workspace DVC
+    deletes when it fails, a copy below the real workspace's .vw2; else the file itself."""
+    root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    if root == Path.cwd() or not path.is_file():
+        return path
+    kept = root / ".vw2" / "refused" / Path.cwd().name / path
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, kept)
+    return kept
+
+
 _held: dict[Path, int] = {}  # directories that this process holds, as open files, until it clears them or ends
 
 

@@ -14,6 +14,7 @@ from vw2.data import manifest
 from vw2.data.clips import ClipConfig, Written, cut_file
 from vw2.data.manifest import Refused
 from vw2.data.stretches import Stretch, segments
+from vw2.files import locate
 from vw2.media.decode import MediaError
 
 # Sources never taken apart: the ground truth of their videos counts frames (the name is reserved, see mixture.py).
@@ -52,7 +53,7 @@ def cut(job: CutJob) -> dict[str, Any]:
         gives no clip.
     Raises: UserError if the file is not the one that was ingested.
     """
-    path = manifest.locate(job.rows[0]["path"])
+    path = locate(job.rows[0]["path"])
     if not path.is_file() or manifest.content_hash(path) != job.rows[0]["hash"]:
         raise UserError(f"{path} is not the file that was ingested any more; run `dvc repro -f ingest`")
     try:

@@ -7,7 +7,6 @@ data/quarantine.parquet  QUARANTINE: path, reason
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,18 +89,6 @@ def content_hash(path: Path) -> str:
 def tidy(text: str) -> str:
     """Text as tables can hold it: half of a surrogate pair, as in JSON or pickles, becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
-
-
-def locate(path: str) -> Path:
-    """A manifest path as it can be opened: relative ones count from here, else from DVC's real workspace.
-
-    `dvc exp run --temp` and the queue work in a temporary copy, from where `../videos` would point elsewhere.
-    """
-    here = Path(path)
-    if not here.exists() and not here.is_absolute() and os.environ.get("DVC_ROOT"):
-        there = Path(os.environ["DVC_ROOT"]) / path
-        return there if there.exists() else here
-    return here
 
 
 def _content(entry: Entry) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from vw2.data.manifest import Refused, locate
+from vw2.data.manifest import Refused
+from vw2.files import locate
 from vw2.scratch import atomic_file
 
 BARS = 24  # most tasks in the chart; the rest is one bar

@@ -36,13 +36,13 @@ def _render(text: str, prefix: str) -> Claim:
     return Claim(text, f"{prefix}.psnr", "dB", beside)
 
 
-def _probe(text: str, what: str) -> Claim:
+def _probe(text: str, what: str, unit: str = "") -> Claim:
     """What a linear probe reads from a code, after the joint stage and before."""
     beside = (
         ("after warm-up", f"train_dldm:probe.warmup.{what}"),
         ("guessing", f"train_dldm:probe.joint.{what}_chance"),
     )
-    return Claim(text, f"train_dldm:probe.joint.{what}", "share", beside)
+    return Claim(text, f"train_dldm:probe.joint.{what}", unit, beside)
 
 
 CLAIMS = (
@@ -64,8 +64,8 @@ CLAIMS = (
         "Entropy of a code", "train_dldm:codes.entropy_bits", "bits", (("warm-up", "warmup_dldm:codes.entropy_bits"),)
     ),
     Claim("Codes that the training after the warm-up changed", "train_dldm:codes.changed_fraction", "share"),
-    _probe("Action, read from a code by a linear probe", "action"),
-    _probe("Appearance, read from a code by a linear probe (lower is better)", "appearance"),
+    _probe("Action, read from a code by a linear probe", "action", "share"),
+    _probe("Appearance, read from a code by a linear probe: R2 (lower is better)", "appearance"),
     Claim(
         "AR transformer: surprise at a code of an unseen video (lower is better)",
         "train_ar:test.bits",

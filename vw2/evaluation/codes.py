@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,8 +29,10 @@ from vw2.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_ratio, 
 class Probe:
     """A probe's held-out score with its interval by video, and the score that is had without looking (chance)."""
 
-    score: Estimate
+    score: Estimate  # 1 - sum of lost / sum of most
     chance: float
+    lost: np.ndarray = field(compare=False, repr=False)  # (M,) what each row was missed by
+    most: np.ndarray = field(compare=False, repr=False)  # (M,) what its miss is counted against
 
 
 def code_digits(codes: ArrayLike, levels: Sequence[int]) -> np.ndarray:
@@ -132,7 +134,7 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, groups: ArrayLike, seed
         warnings.filterwarnings("ignore", "The least populated class")  # a rare class may be missing from a fold
         pred = _held_out(split, LogisticRegression(C=1.0, max_iter=500), features, labels, groups)
     chance = float(count.max() / len(labels))
-    return Probe(success_interval(pred == labels, groups), chance)
+    return Probe(success_interval(pred == labels, groups), chance, (pred != labels).astype(float), np.ones(len(labels)))
 
 
 def linear_probe_r2(features: ArrayLike, targets: ArrayLike, groups: ArrayLike, seed: int, folds: int = 5) -> Probe:
@@ -154,7 +156,20 @@ def linear_probe_r2(features: ArrayLike, targets: ArrayLike, groups: ArrayLike, 
         raise ValueError("linear_probe_r2 expects targets that vary; all rows are equal")
     lost = bootstrap_ratio(error, spread, groups, seed)
     low, high = (None if bound is None else 1 - bound for bound in (lost.high, lost.low))
-    return Probe(Estimate(1 - lost.value, low, high, lost.n), 0.0)
+    return Probe(Estimate(1 - lost.value, low, high, lost.n), 0.0, error, spread)
+
+
+def probe_change(before: Probe, after: Probe, groups: ArrayLike, seed: int) -> Estimate:
+    """How much a probe's score rose from one set of features of the same rows to another, interval by video.
+
+    The difference is taken row by row: what both miss alike, as some videos are harder than others, does not widen it.
+
+    Args:    before, after: probes of the same rows in the same order; groups: (M,) video of every row.
+    Raises:  ValueError if they are of other rows.
+    """
+    if before.most.shape != after.most.shape or not np.allclose(before.most, after.most):
+        raise ValueError("probe_change expects two probes of the same rows")
+    return bootstrap_ratio(before.lost - after.lost, after.most, groups, seed)
 
 
 def shuffle_steps(codes: ArrayLike, rng: np.random.Generator) -> np.ndarray:

@@ -5,6 +5,7 @@ Pooled over steps and queries, codes look alive even if one step says nothing or
 Legend: K steps, N queries, G code digits, T frames, H W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,23 +52,24 @@ def code_health(codes: np.ndarray, levels: tuple[int, ...]) -> CodeHealth:
 def motion_energy(drawn: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     """Squared change since the first frame, summed over the pixels that move in the real clip (our choice).
 
-    Args: drawn, real: (T, H, W, 3) uint8. Returns: of the drawn clip and of the real one, on the [0, 1] scale.
+    Args: drawn, real: (T, H, W, 3) uint8; what one has more of frames is left out.
+    Returns: of the drawn clip and of the real one, on the [0, 1] scale.
     """
+    drawn, real = align(drawn, real, given=0)
     mask = moving_mask(real)
     change = lambda clip: (((clip / 255.0 - clip[:1] / 255.0) ** 2).mean(-1) * mask).sum()  # noqa: E731
     return float(change(drawn)), float(change(real))
 
 
-def motion_share(drawn: list[np.ndarray], real: list[np.ndarray], videos: list[str], seed: int) -> Estimate | None:
+def motion_share(energies: Sequence[tuple[float, float]], videos: list[str], seed: int) -> Estimate | None:
     """Motion energy of drawn clips as a share of the real ones', by video: 0 = a still picture, 1 = as much motion.
 
-    Args: drawn, real: clips (T, H, W, 3) uint8; videos: the video of each clip.
+    Args: energies: of each clip the drawn and the real one's, as `motion_energy` gives them; videos: of each clip.
     Returns: None if nothing moves in the real clips.
     """
-    pairs = [motion_energy(*align(a, b, given=0)) for a, b in zip(drawn, real, strict=True)]
-    if not any(moved for _, moved in pairs):
+    if not any(moved for _, moved in energies):
         return None
-    return bootstrap_ratio(*zip(*pairs, strict=True), videos, seed)
+    return bootstrap_ratio(*zip(*energies, strict=True), videos, seed)
 
 
 def write_health(path: Path, health: CodeHealth, step_share: float, digit_share: float) -> None:

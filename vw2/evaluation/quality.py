@@ -23,6 +23,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vw2.files import locate
+
 MAX_PSNR = 100.0  # dB given to equal pictures, whose PSNR is infinite: metrics must be finite
 MOVING_THRESHOLD = 20  # grey levels of 255: above H.264 noise and soft shadow, below a hand or flap on any table
 ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file; the last part of its name starts its SHA-256
@@ -236,7 +238,7 @@ def _unit(video: np.ndarray, value_range: Range) -> np.ndarray:
 
 def _trained_backbone(weights: Path | None) -> Path | None:
     """Find torchvision's trained AlexNet on this disk, or None; never trust a name without its checksum."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else locate(weights)
     if weights is None and not path.is_file():
         return None
     with path.open("rb") as file:

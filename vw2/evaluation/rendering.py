@@ -3,25 +3,25 @@
 All figures count only pixels that move in the real clip, pooled by video; higher is better, in dB.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
+from vw2.console import track
 from vw2.evaluation.intervals import Estimate, bootstrap_ratio
 from vw2.evaluation.quality import moving_error, psnr_of
 
 FEW = 8  # clips of a single video that are enough to compare their codes
 
 
-def pooled_psnr(rendered: list[np.ndarray], real: list[np.ndarray], videos: list[str], seed: int) -> Estimate:
+def pooled_psnr(errors: Sequence[tuple[float, int]], videos: list[str], seed: int) -> Estimate:
     """PSNR in dB of the squared error pooled over the moving pixels of all clips, with a by-video interval.
 
     Args:
-        rendered, real: clips (T, H, W, 3) uint8.
+        errors: of each clip its sum and the number of pixels, as `moving_error` gives them.
         videos: the video of each clip.
     """
-    sums, pixels = zip(*(moving_error(a, b) for a, b in zip(rendered, real, strict=True)), strict=True)
-    ratio = bootstrap_ratio(list(sums), list(pixels), videos, seed)
+    ratio = bootstrap_ratio(*zip(*errors, strict=True), videos, seed)
     to_db = lambda mse: None if mse is None else psnr_of(mse)  # noqa: E731  (a larger error is a lower PSNR)
     return Estimate(psnr_of(ratio.value), to_db(ratio.high), to_db(ratio.low), ratio.n)
 
@@ -46,33 +46,44 @@ def other_clip(videos: list[str]) -> np.ndarray:
 
 
 def render_figures(
-    draw: Callable[[np.ndarray, np.ndarray], list[np.ndarray]],
-    real: list[np.ndarray],
+    draw: Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]],
+    real: Callable[[int], np.ndarray],
     codes: np.ndarray,
     videos: list[str],
     seed: int,
     prefix: str = "render",
-) -> tuple[dict[str, dict], list[np.ndarray], list[np.ndarray]]:
+    batch: int = 32,
+    shown: Collection[int] | None = None,
+) -> tuple[dict[str, dict], dict[int, np.ndarray], dict[int, np.ndarray]]:
     """render.psnr, render.psnr_other_codes (where clips are `comparable`), render.psnr_copy of a set of clips.
 
     Args:
         draw: (clip numbers, codes (B, K, N)) -> rendered clips; draws on the clips' own first frames.
-        real: clips (T, H, W, 3) uint8.
+        real: clip number -> clip (T, H, W, 3) uint8; asked for one at a time, as many may not fit into memory.
         codes: (clips, K, N) int64, the clips' own.
-    Returns: figures as {"value", "low", "high", "n"}, none if nothing moves in the real clips; the rendered clips; the
-        clips rendered with others' codes.
+        batch: clips that are drawn together.
+        shown: numbers of clips whose renders are wanted; None: all.
+    Returns: figures as {"value", "low", "high", "n"}, none if nothing moves in the real clips; the rendered clips by
+        number; the same with others' codes.
     """
-    numbers = np.arange(len(real))
-    own = draw(numbers, codes)
-    several = comparable(videos)
-    other = draw(numbers, codes[other_clip(videos)]) if several else own
-    if not any(moving_error(clip, clip)[1] for clip in real):
+    swapped = other_clip(videos) if comparable(videos) else None
+    wanted = range(len(codes)) if shown is None else shown
+    errors: dict[str, list[tuple[float, int]]] = {"psnr": [], "psnr_copy": [], "psnr_other_codes": []}
+    own: dict[int, np.ndarray] = {}
+    other: dict[int, np.ndarray] = {}
+    for begin in track(range(0, len(codes), batch), "render clips"):
+        numbers = np.arange(begin, min(begin + batch, len(codes)))
+        mine = draw(numbers, codes[numbers])
+        theirs = mine if swapped is None else draw(numbers, codes[swapped[numbers]])
+        for number, a, b in zip(numbers.tolist(), mine, theirs, strict=True):
+            clip = real(number)
+            copy = np.repeat(clip[:1], len(clip), 0)
+            for each, drawn in zip(errors.values(), (a, copy, b), strict=True):
+                each.append(moving_error(drawn, clip))
+            if number in wanted:
+                own[number], other[number] = a, b
+    if not any(pixels for _, pixels in errors["psnr"]):
         return {}, own, other
-    copies = [np.repeat(clip[:1], len(clip), 0) for clip in real]
-    figures = {
-        f"{prefix}.psnr": pooled_psnr(own, real, videos, seed).as_dict(),
-        f"{prefix}.psnr_copy": pooled_psnr(copies, real, videos, seed).as_dict(),
-    }
-    if several:
-        figures[f"{prefix}.psnr_other_codes"] = pooled_psnr(other, real, videos, seed).as_dict()
-    return figures, own, other
+    if swapped is None:
+        del errors["psnr_other_codes"]
+    return {f"{prefix}.{name}": pooled_psnr(each, videos, seed).as_dict() for name, each in errors.items()}, own, other

@@ -1,6 +1,7 @@
-"""Weights of others into our models and back: files, wrappers around their names, and a report of what does not fit.
+"""Weights of others into our models and back: files, wrappers around their names, and which of their names are ours.
 
-What is particular to a model, its names above all, stands in a `KeyMap` (keys_tokenizer.py for one).
+What is particular to a model, its names above all, stands in a `KeyMap` (keys_tokenizer.py for one). Nothing is chosen
+in silence: of two tensors, or two networks, that differ and may both be meant the user keeps one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from vw2.console import UserError
 from vw2.interop.plain import oddity, read_plain, reason, write_plain
+from vw2.interop.report import SHOWN, KeyReport, Misfit, compare
 from vw2.scratch import atomic_file
 
 # put into names by torch.compile, FSDP, activation checkpointing
@@ -23,8 +25,6 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 # what may stand before bare names: top-level keys of a file, and what DistributedDataParallel puts there
 CONTAINERS = ("", "model.", "state_dict.", "module.", "model.module.", "state_dict.module.")
 AVERAGES = ("ema", "model_ema")  # parts of names of averaged weights, beside those that begin or end with ema
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # smaller ones need scales
-SHOWN = 3  # names of each kind in a sentence
 DEPTH, ENTRIES = 16, 200_000  # the most of nested dictionaries; no training state comes near, hostile files do
 
 
@@ -37,61 +37,6 @@ class KeyMap:
     prefixes: tuple[str, ...] = ()  # what their files may put in front of all names of this model
     constants: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}  # theirs that are no weights of ours
     spare: Callable[[str], bool] = lambda name: False  # theirs that ours do without, whether there or not
-
-
-@dataclass(frozen=True)
-class KeyReport:
-    """What of a checkpoint fits a model, by the authors' names."""
-
-    title: str
-    fitting: int
-    missing: tuple[str, ...] = ()  # wanted, not there
-    unexpected: tuple[str, ...] = ()  # there, not wanted
-    misshaped: tuple[str, ...] = ()  # "name (expected ..., got ...)"
-    mistyped: tuple[str, ...] = ()  # "name (expected ..., got ...)": other numbers than floating, finite ones
-    altered: tuple[str, ...] = ()  # constants that are not what they should be
-    elsewhere: int = 0  # entries of the file that belong to other models or variants
-    ema: bool = False  # these are the averaged weights
-
-    @property
-    def complete(self) -> bool:
-        """Every weight of the model is there, as it should be."""
-        return not (self.missing or self.misshaped or self.mistyped or self.altered)
-
-    @property
-    def fits(self) -> bool:
-        """And nothing else."""
-        return self.complete and not self.unexpected
-
-    def sentence(self) -> str:
-        """All of it in words."""
-        parts = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in self.kinds().items()]
-        weights = "averaged weights" if self.ema else "weights"
-        return f"{self.fitting} {weights} fit the {self.title}" + "".join(f"; {part}" for part in parts)
-
-    def kinds(self) -> dict[str, tuple[str, ...]]:
-        """What does not fit, by kind; only kinds that there are."""
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshaped}
-        kinds |= {"of other numbers": self.mistyped, "of another value": self.altered}
-        return {kind: keys for kind, keys in kinds.items() if keys}
-
-    def lines(self) -> list[str]:
-        """All names that do not fit, one a line."""
-        return [f"{self.title}: {kind}: {key}" for kind, keys in self.kinds().items() for key in keys]
-
-
-class Misfit(UserError):
-    """A checkpoint does not fit; `reports` say all that the sentence has no room for."""
-
-    def __init__(self, reports: list[KeyReport]):
-        self.reports = reports
-        sentences = "; ".join(report.sentence() for report in reports)
-        super().__init__(f"{sentences}; choose the file or the model's configuration accordingly")
-
-
-def _some(keys: tuple[str, ...]) -> str:
-    rest = len(keys) - SHOWN
-    return ", ".join(keys[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -121,7 +66,8 @@ def flatten(tree: Mapping, path: Path) -> dict[str, Tensor]:
 
     Args:
         path: of their file, for messages.
-    Raises: UserError if dictionaries are nested without end or hold too much, or a tensor has no values.
+    Raises: UserError if dictionaries are nested without end or hold too much, a tensor has no values, or two that
+        differ come to bear one name.
     """
     found: dict[str, Tensor] = {}
     for count, (name, value) in enumerate(entries(tree, path)):
@@ -129,6 +75,7 @@ def flatten(tree: Mapping, path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} holds more than {ENTRIES} entries, expected weights; save its state dict alone")
         if not isinstance(value, Tensor):
             continue
+        written = name
         for wrapper in WRAPPERS:
             name = name.replace(wrapper, "")
         head, _, last = name.rpartition(".")
@@ -136,8 +83,28 @@ def flatten(tree: Mapping, path: Path) -> dict[str, Tensor]:
             name = f"{head}.{last.replace('-', '.')}"
         if kind := oddity(value):
             raise UserError(f"{path}: {name} is a {kind} tensor, expected one with all its values; save it dense")
-        found[name] = value
+        put(found, name, value, written)
     return found
+
+
+def put(found: dict[str, Tensor], name: str, value: Tensor, written: str) -> None:
+    """Add a tensor to those found, under a name that is made from the one written in the file.
+
+    Raises: UserError if another tensor bears the name already; the same one twice does no harm.
+    """
+    if name in found and not identical(found[name], value):
+        raise UserError(
+            f"expected one tensor {name} in the file, got two that differ, the second written {written}; save the one "
+            "that is meant"
+        )
+    found[name] = value
+
+
+def identical(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors have the same values in the same precision, or neither is there."""
+    if one is other or one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
 def entries(tree: Mapping, path: Path, prefix: str = "", depth: int = DEPTH) -> Iterator[tuple[str, object]]:
@@ -165,9 +132,9 @@ def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -
     """Whether averaged (EMA) -> what stands before the most of a model's names in a file: nothing, or one lead.
 
     It is one of CONTAINERS with one of the model's prefixes or none; where there is no such, one of the prefixes behind
-    whatever else, or several of these that stand before as many names.
+    whatever else. It is several that stand before as many names, unless they are known and hold the same tensors.
 
-    Args: names: the authors' names of the model's entries.
+    Args: names: the authors' names of the model's weights; its constants would tell copies of a network apart.
     """
     count: Counter[str] = Counter()
     for key in weights:
@@ -182,7 +149,10 @@ def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -
         strange = [lead for lead in own if f".{plain(lead)}".endswith(ends)]
         most = max((count[lead] for lead in usual or strange), default=0)
         first = sorted((lead for lead in usual or strange if count[lead] == most), key=len, reverse=True)
-        best[ema] = first[:1] if usual else first
+        copies = usual and all(
+            identical(weights.get(first[0] + name), weights.get(lead + name)) for lead in first[1:] for name in names
+        )
+        best[ema] = first[:1] if copies else first
     return best
 
 
@@ -202,8 +172,8 @@ def select(
     Raises: UserError if the file holds none, naming the variant that it does hold, or several.
     """
     if len(found[ema]) > 1:
-        several = ", ".join(sorted(found[ema])[:SHOWN])
-        raise UserError(f"expected one {keys.title} in the file, got several ({several}); save the one")
+        several = ", ".join(lead or "bare names" for lead in sorted(found[ema])[:SHOWN])
+        raise UserError(f"expected one {keys.title} in the file, got several ({several}); save the one that is meant")
     if not found[ema]:
         wanted, got = ("averaged (EMA)", "the plain ones") if ema else ("plain", "averaged (EMA) ones")
         heads = ", ".join(sorted({key.partition(".")[0] for key in weights})[:SHOWN])
@@ -271,12 +241,14 @@ def find(
     """What a checkpoint holds of `model`, by our names, and how it fits; `model` is only looked at."""
     ours, names, constants = model.state_dict(), _names(model, keys), keys.constants(model)
     known = set(names) | set(constants)
-    found = leads(weights, known, keys)
+    found = leads(weights, names, keys)
     own = select(weights, known, keys, found, ema)
-    if ema and len(found[False]) == 1:  # averages are of parameters, other entries are not
+    if ema:  # averages are of parameters; other entries are those of the plain weights, of several if they agree
         parameters = {keys.theirs(key) for key, _ in model.named_parameters()}
-        rest = select(weights, known, keys, found)
-        own |= {key: rest[key] for key in known - parameters - set(own) if key in rest}
+        for key in known - parameters - set(own):
+            there = [weights[lead + key] for lead in found[False] if lead + key in weights]
+            if there and all(identical(there[0], each) for each in there[1:]):
+                own[key] = there[0]
     own = {key: value for key, value in own.items() if key in known or not keys.spare(key)}
     # constants follow from the configuration, so they may be left out, but not be others
     wanted = {theirs: ours[key] for theirs, key in names.items()} | {k: v for k, v in constants.items() if k in own}
@@ -291,35 +263,6 @@ def _names(model: nn.Module, keys: KeyMap) -> dict[str, str]:
     return {keys.theirs(key): key for key in model.state_dict()}
 
 
-def compare(own: Mapping[str, Tensor], wanted: Mapping[str, Tensor], title: str, elsewhere: int = 0) -> KeyReport:
-    """Names, shapes and kinds of numbers of a checkpoint against those of a model."""
-    shape = lambda tensor: "x".join(map(str, tensor.shape)) or "a number"  # noqa: E731
-    both = sorted(set(own) & set(wanted))
-    odd = [key for key in both if own[key].shape != wanted[key].shape]
-    faults = {key: _fault(own[key], wanted[key]) for key in both if key not in odd}
-    mistyped = tuple(f"{key} ({fault})" for key, fault in faults.items() if fault)
-    return KeyReport(
-        title,
-        len(both) - len(odd) - len(mistyped),
-        tuple(sorted(set(wanted) - set(own))),
-        tuple(sorted(set(own) - set(wanted))),
-        tuple(f"{key} (expected {shape(wanted[key])}, got {shape(own[key])})" for key in odd),
-        mistyped,
-        elsewhere=elsewhere,
-    )
-
-
-def _fault(own: Tensor, wanted: Tensor) -> str | None:
-    """Why a tensor's numbers cannot be those that are wanted; None if they can."""
-    if own.is_complex() or own.is_floating_point() != wanted.is_floating_point():
-        return f"expected {'floating' if wanted.is_floating_point() else 'whole'} numbers, got {str(own.dtype)[6:]}"
-    if not own.is_floating_point():
-        return None
-    if own.dtype not in FLOATING:
-        return f"expected 16 bits or more, got {str(own.dtype)[6:]}"
-    return None if own.is_meta or own.isfinite().all() else "expected finite numbers, got nan or infinity"
-
-
 def _same(one: Tensor, other: Tensor) -> bool:
     """Equal up to bfloat16, in which some files keep everything."""
     return one.shape != other.shape or torch.allclose(one.float(), other.float(), atol=0.01)
@@ -328,8 +271,13 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def export_weights(model: nn.Module, keys: KeyMap, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The weights of `model` by the authors' names and with their constants; floating ones as `dtype` (None: as is)."""
     weights = {keys.theirs(key): value.detach() for key, value in model.state_dict().items()}
+    return as_dtype(weights | keys.constants(model), dtype)
+
+
+def as_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Contiguous tensors, the floating ones as `dtype` (None: as they are)."""
     cast = lambda value: value.to(dtype) if dtype and value.is_floating_point() else value  # noqa: E731
-    return {key: cast(value).contiguous() for key, value in (weights | keys.constants(model)).items()}
+    return {key: cast(value).contiguous() for key, value in weights.items()}
 
 
 def write_checkpoint(path: Path, weights: Mapping[str, Tensor], prefix: str = "") -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vw2.console import UserError, refusals
-from vw2.interop.checkpoints import KeyReport, import_models
+from vw2.interop.checkpoints import as_dtype, import_models, put
 from vw2.interop.keys_dit import CONTROL, DIT, EMA, PLAIN, Parts, buffers, to_release
+from vw2.interop.report import KeyReport
 from vw2.models.adapt import merged
 from vw2.models.control import ControlBranch, ControlConfig
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
@@ -60,24 +61,26 @@ def import_dit(
 def without_lora(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint without the LoRA layers that the authors' warm-up puts into the DiT and does not train (sec. 2.4).
 
-    Raises: UserError if one of them does change the DiT.
+    Raises: UserError if one of them does change the DiT, or a layer is there both adapted and plain and they differ.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for key, value in weights.items():
         if ".lora_B." in key and value.any():
             raise UserError(f"{key} belongs to a LoRA that changes the DiT; merge it (peft: merge_and_unload) and save")
         if ".lora_" not in key:
-            found[key.replace(".base_layer.", ".")] = value
+            put(found, key.replace(".base_layer.", "."), value, key)
     return found
 
 
-def export_dit(dldm: DLDM, ema: bool = False) -> dict[str, Tensor]:
+def export_dit(dldm: DLDM, ema: bool = False, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """VDM and control branch under the authors' names, with the buffers that their networks keep beside the weights.
 
     LoRA is merged into the weights that it adapts. Without a control branch (`dldm.control.blocks` 0) the VDM alone.
 
     Args:
         ema: use the names of averaged weights.
+        dtype: of the weights, None: as they are. The buffers stay float32: rounded positions would turn the rotary
+            frequencies of a network that keeps them so.
     Raises: ValueError if their networks have no place for a weight, UserError if they have no such branch.
     """
     config, numbers = dldm.config, dldm.config.control.numbers
@@ -91,7 +94,8 @@ def export_dit(dldm: DLDM, ema: bool = False) -> dict[str, Tensor]:
     kept = buffers(sizes.head_width, sizes.max_size[0], max(sizes.max_size[1:]))
     prefixes = (EMA if ema else PLAIN)[: 2 if numbers else 1]
     rest = {prefix + key: value for prefix in prefixes for key, value in kept.items()}
-    return to_release(Parts(merged(dldm.vdm), dldm.control.state_dict() if numbers else {}, rest), ema)
+    control = dldm.control.state_dict() if numbers else {}
+    return to_release(Parts(as_dtype(merged(dldm.vdm), dtype), as_dtype(control, dtype), rest), ema)
 
 
 def write_dit(folder: Path, vdm: CosmosVDM, control: ControlBranch | None) -> None:

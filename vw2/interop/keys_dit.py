@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vw2.interop.checkpoints import KeyMap
+from vw2.interop.checkpoints import KeyMap, put
 
 State = dict[str, Tensor]
 
@@ -88,25 +88,27 @@ def apart(state: State, blocks: Iterable[int]) -> State:
     Args:
         state: their state dict; tensors are passed on, not copied.
         blocks: which of the DiT's blocks the branch has.
+    Raises: UserError if tensors that differ would get one name, as where the DiT is there both with and without `net.`.
     """
     hints = [(key, name) for key in state for name in HINT if key.startswith(name) or f".{name}" in key]
     if not hints or any(prefix[:-1] in key for key in state for prefix in ("net_ctrl.", "net_ctrl_ema.")):
         return state
     shared = sorted({key[: key.index(name)] for key, name in hints}, key=len, reverse=True)  # net., net_ema., both
-    found, numbers = {}, {str(number) for number in blocks}
+    found: State = {}
+    numbers = {str(number) for number in blocks}
     for key, value in state.items():
         lead = next((each for each in shared if key.startswith(each)), None)
         if lead is None:
-            found[key] = value
+            put(found, key, value, key)
             continue
         kinds = EMA if lead.endswith(EMA[0]) else PLAIN
         trunk, branch = (lead.removesuffix(kinds[0]) + prefix for prefix in kinds)
         bare = key.removeprefix(lead)
         elsewhere = bare.startswith(CONTROL_BLOCKS[0]) and bare.split(".")[1] not in numbers
         if not elsewhere and _translate(bare, CONTROL_FLAT, CONTROL_BLOCKS, BLOCK):
-            found[branch + bare] = value
+            put(found, branch + bare, value, key)
         if not bare.startswith(tuple(HINT)):
-            found[trunk + bare] = value
+            put(found, trunk + bare, value, key)
     return found
 
 

@@ -7,10 +7,13 @@ from torch.nn.functional import scaled_dot_product_attention
 MOST = 2**26  # weights of an attention that may be in memory at once: 128 MiB
 
 
-def unfused(device: torch.device) -> bool:
+def unfused(device: torch.device, weights: int) -> bool:
     """Whether plain products of matrices are the faster way: under bfloat16 autocast on a CPU, where the backward of
-    torch's fused kernel (2.13) takes several times as long (docs/tried.md, "bfloat16")."""
-    return device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    torch's fused kernel (2.13) takes several times as long (docs/tried.md, "bfloat16").
+
+    Args: weights: B N Q S, how many an attention would keep in memory.
+    """
+    return device.type == "cpu" and torch.is_autocast_enabled("cpu") and weights <= MOST
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -29,7 +32,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         mask: (..., Q, S) True = may look, or a bias.
     Returns: (B, N, Q, D).
     """
-    if unfused(query.device) and query[..., 0].numel() * key.shape[-2] <= MOST:
+    if unfused(query.device, query[..., 0].numel() * key.shape[-2]):
         few = torch.get_autocast_dtype("cpu")
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(few)

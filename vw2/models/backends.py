@@ -17,16 +17,17 @@ from diffusers import AutoencoderKLWan, CosmosTransformer3DModel, WanTransformer
 from torch import nn
 
 from vw2.console import UserError, say
-from vw2.files import read_json
+from vw2.files import locate, read_json
 from vw2.guardrail import Guardrail, check_installed, guardrail
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
-from vw2.models.hub import complete, locate, read, reading
+from vw2.models.hub import fetch, outline, read, reading
 from vw2.models.port import VDM, VideoPrior, VideoVAE
 from vw2.models.prior import Prior, PriorModelConfig
 from vw2.models.wan import TI2V_5B, WanVDM
 from vw2.models.wan_vae import WAN_2_2, WanVAE
 from vw2.params import build
 
+Get = Callable[..., nn.Module]  # (class, folder, options) -> a network of diffusers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -66,6 +67,11 @@ class BackendConfig:
         """`dtype` for diffusers' from_pretrained."""
         return DTYPES[self.dtype]
 
+    @property
+    def attention(self) -> Literal["causal", "full"]:
+        """What a Cosmos is built with: tokens that are filled up (release) go with full attention."""
+        return "full" if self.tokens else "causal"
+
 
 class Pair(nn.Module):
     """A VAE and the VDM on its latents (vw2.models.port.VideoPrior)."""
@@ -104,27 +110,28 @@ def random_wan(transformer: dict | None = None, vae: dict | None = None) -> Pair
     return Pair(WanVAE(AutoencoderKLWan(**WAN_2_2 | (vae or {}))), WanVDM(net))
 
 
-def published(config: BackendConfig) -> tuple[Path, WanVAE]:
-    """The folder of published weights, and the VAE in it."""
-    folder = locate(config.weights, config.revision, ("vae", "transformer"))
-    return folder, WanVAE(read(AutoencoderKLWan, folder / "vae"))
+def published(config: BackendConfig) -> Path:
+    """The folder of published weights."""
+    return fetch(config.weights, config.revision, ("vae", "transformer"))
 
 
-def load_cosmos(config: BackendConfig, _: Path) -> Pair:
-    """Cosmos-Predict2 as published. Raises: UserError if it is not there, or is another network."""
-    folder, vae = published(config)
-    attention = "full" if config.tokens else "causal"
-    with reading(CosmosTransformer3DModel, folder / "transformer"):
-        vdm = CosmosVDM.load(folder, tokens=config.tokens, attention=attention, torch_dtype=config.torch_dtype)
-        complete(vdm.transformer, folder / "transformer")
-    return Pair(vae, vdm)
+def make_cosmos(config: BackendConfig, folder: Path, get: Get = read) -> Pair:
+    """Cosmos-Predict2 of a folder. Raises: UserError if it is not there, or is another network.
+
+    Args: get: how a network comes out of its folder, `read` or `outline` of vw2.models.hub.
+    """
+    vae = WanVAE(get(AutoencoderKLWan, folder / "vae"))
+    place, options = folder / "transformer", {"controlnet_block_every_n": 1, "torch_dtype": config.torch_dtype}
+    with reading(CosmosTransformer3DModel, place):
+        net = get(CosmosTransformer3DModel, place, **options)
+        return Pair(vae, CosmosVDM.around(net, tokens=config.tokens, attention=config.attention))
 
 
-def load_wan(config: BackendConfig, _: Path) -> Pair:
-    """Wan as published. Raises: as load_cosmos."""
-    folder, vae = published(config)
-    net = read(WanTransformer3DModel, folder / "transformer", torch_dtype=config.torch_dtype)
-    return Pair(vae, WanVDM(net))
+def make_wan(config: BackendConfig, folder: Path, get: Get = read) -> Pair:
+    """Wan of a folder. Args, raises: as make_cosmos."""
+    vae, place = WanVAE(get(AutoencoderKLWan, folder / "vae")), folder / "transformer"
+    with reading(WanTransformer3DModel, place):
+        return Pair(vae, WanVDM(get(WanTransformer3DModel, place, torch_dtype=config.torch_dtype)))
 
 
 @dataclass(frozen=True)
@@ -134,24 +141,24 @@ class Backend:
     title: str
     licence: str
     random: Callable[..., VideoPrior]  # without arguments at true size
-    load: Callable[[BackendConfig, Path], VideoPrior]
+    make: Callable[..., VideoPrior]  # (config, folder of the weights, Get)
     guarded: bool = False  # does the licence ask for a guardrail?
 
 
 BACKENDS = {
     "mini": Backend(
-        "mini prior", "Apache-2.0 (this project, LICENSE)", random_mini, lambda _, folder: load_prior(folder)
+        "mini prior", "Apache-2.0 (this project, LICENSE)", random_mini, lambda _, folder, get=read: load_prior(folder)
     ),
     "cosmos": Backend(
         "Cosmos-Predict2",
         "NVIDIA Open Model License, "
         "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/",
         random_cosmos,
-        load_cosmos,
+        make_cosmos,
         guarded=True,
     ),
     "wan": Backend(
-        "Wan 2.2", "Apache-2.0, https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers", random_wan, load_wan
+        "Wan 2.2", "Apache-2.0, https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers", random_wan, make_wan
     ),
 }
 
@@ -170,7 +177,8 @@ def load_backend(config: BackendConfig, prior: Path) -> VideoPrior:
     Raises: UserError if the weights are not there, not pinned or of another kind.
     """
     show_licence(config.kind)
-    pair = BACKENDS[config.kind].load(config, prior).eval()
+    folder = prior if config.kind == "mini" else published(config)
+    pair = BACKENDS[config.kind].make(config, folder).eval()
     pair.vae.requires_grad_(False)
     return pair
 
@@ -179,18 +187,24 @@ PUBLISHED = {"cosmos": "nvidia/Cosmos-Predict2-2B-Video2World", "wan": "Wan-AI/W
 
 
 def sketch(config: BackendConfig, prior: Path) -> VideoPrior | None:
-    """The back end as far as it is known before its weights are fetched: on the meta device, by the published sizes.
+    """The back end as far as it is known before its weights are fetched: on the meta device, by the published sizes, or
+    by those that a local folder names.
 
     Args: prior: as in `load_backend`; the mini is loaded.
-    Returns: None for a folder and for other hub ids than PUBLISHED, whose networks may have any size.
+    Returns: None for other hub ids than PUBLISHED, whose networks may have any size.
+    Raises: UserError if the folder holds another network.
     """
     if config.kind == "mini":
         return load_backend(config, prior)
+    backend = BACKENDS[config.kind]
+    if (folder := locate(config.weights)).is_dir():
+        with torch.device("meta"):
+            return backend.make(config, folder, outline)
     if config.weights != PUBLISHED[config.kind]:
         return None
-    own = {"config": CosmosConfig(tokens=config.tokens, attention="full" if config.tokens else "causal")}
+    own = {"config": CosmosConfig(tokens=config.tokens, attention=config.attention)}
     with torch.device("meta"):
-        return BACKENDS[config.kind].random(**own if config.kind == "cosmos" else {})
+        return backend.random(**own if config.kind == "cosmos" else {})
 
 
 def check_size(pair: VideoPrior, height: int, width: int, latents: int = 1) -> None:

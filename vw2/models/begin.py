@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vw2.console import UserError, refusals
-from vw2.files import read_json
+from vw2.files import locate, read_json
 from vw2.models.adapt import start_vdm
 from vw2.models.backends import load_backend
 from vw2.models.dldm import DLDM
@@ -125,8 +125,8 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path
     check_same_codes(read_ldm_config(warm), config, warm)
     take_ldm(dldm.ldm, warm)
     if config.control.weights is not None:
-        load_whole(dldm.control, Path(config.control.weights), "dldm.control.weights")
+        load_whole(dldm.control, locate(config.control.weights), "dldm.control.weights")
     if config.guidance_against is not None:
         given = dldm.against.tokens
-        given.copy_(read_tokens(Path(config.guidance_against), *given.shape[1:]))
+        given.copy_(read_tokens(locate(config.guidance_against), *given.shape[1:]))
     return DLDMRenderer(dldm, prior)

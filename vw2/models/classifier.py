@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from vw2.console import UserError
-from vw2.files import read_json, write_json
+from vw2.files import locate, read_json, write_json
 from vw2.models.pretrained import read_weights, save_weights
 from vw2.models.settings import settings
 
@@ -154,9 +154,10 @@ BACKBONES: dict[str, type[Backbone]] = {"mini": MiniBackbone, "dinov2": Dinov2Ba
 
 def pretrained(config: BackboneConfig) -> Dinov2Model:
     """DINOv2 with its weights, of the hub or of a folder. Raises: UserError if they cannot be read."""
-    revision = None if Path(config.weights).is_dir() else config.revision
+    folder = locate(config.weights)
+    weights, revision = (folder, None) if folder.is_dir() else (config.weights, config.revision)
     try:
-        return Dinov2Model.from_pretrained(config.weights, revision=revision, use_safetensors=True)
+        return Dinov2Model.from_pretrained(weights, revision=revision, use_safetensors=True)
     except OSError as error:
         raise UserError(
             f"the DINOv2 weights {config.weights} could not be read; connect to the Hugging Face hub once, "

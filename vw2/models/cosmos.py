@@ -6,7 +6,6 @@ code steps, N codes per step, D width of a context token, S context tokens.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import vw2.torchvision_ops  # noqa: F401  (must come before the Cosmos classes are imported)
@@ -148,17 +147,13 @@ class CosmosVDM(nn.Module):
         return CosmosVDM(self.config)
 
     @classmethod
-    def load(cls, folder: Path, *, tokens: int = 512, attention: str = "full", **options):
-        """Pretrained weights (safetensors) of a folder in diffusers' layout (vw2.models.hub finds those of a hub).
+    def around(cls, transformer: CosmosTransformer3DModel, *, tokens: int = 512, attention: str = "full"):
+        """A network of diffusers as the VDM; it was made with controlnet_block_every_n = 1, so that each block takes
+        what the control branch adds.
 
-        Args:
-            tokens, attention: as in CosmosConfig.
-            options: passed on to diffusers: torch_dtype, ...
+        Args: tokens, attention: as in CosmosConfig.
         Raises: ValueError if the network is another of the Cosmos family.
         """
-        transformer = CosmosTransformer3DModel.from_pretrained(
-            folder, subfolder="transformer", use_safetensors=True, controlnet_block_every_n=1, **options
-        )
         theirs = transformer.config
         check_network(theirs)
         config = CosmosConfig(

@@ -14,7 +14,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from vw2.models.flow import Velocity, draw_time, flow_loss, integrate, over_latents
+from vw2.models.flow import Velocity, draw_time, integrate, over_latents
 
 Levels = Literal["logit_normal", "release"]  # how noise levels are drawn in training, see NOISE_LEVELS
 LevelWeight = Literal["uniform", "release"]  # what the loss makes of them, see LEVEL_WEIGHTS
@@ -36,11 +36,6 @@ class NoiseConfig:
 def time_of(sigma: Tensor) -> Tensor:
     """Flow time t = sigma / (1 + sigma)."""
     return sigma / (1 + sigma)
-
-
-def sigma_of(time: Tensor) -> Tensor:
-    """Noise level sigma = t / (1 - t)."""
-    return time / (1 - time)
 
 
 def draw_noise_time(batch: int, config: NoiseConfig, rng: torch.Generator) -> Tensor:
@@ -81,17 +76,6 @@ LEVEL_WEIGHTS: dict[LevelWeight, Callable[[Tensor, int], Tensor]] = {
     "uniform": uniform_weight,
     "release": release_weight,
 }
-
-
-def denoised(velocity: Tensor, noisy: Tensor, time: Tensor, first: Tensor) -> Tensor:
-    """x_0 = x_t - t v, with the given first latent frame (B, C, 1, h, w) in its place (release: frame_replace)."""
-    clean = noisy - over_latents(time) * velocity
-    return torch.cat([first, clean[:, :, 1:]], dim=2)
-
-
-def denoising_loss(velocity: Tensor, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """Mean of (1 + sigma^2) / sigma^2 (x_0 - x_0^)^2, see `release_weight`; the release adds a factor 10."""
-    return flow_loss(velocity, clean, noise, release_weight(time, clean.shape[2]))
 
 
 def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:

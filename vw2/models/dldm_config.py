@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from vw2.files import locate
 from vw2.models.adapt import AdaptConfig
 from vw2.models.attention import Attention, Sight
 from vw2.models.backends import BackendConfig
@@ -133,7 +134,7 @@ class DLDMConfig(LDMConfig):
         """Key -> what is read beside the outputs of other stages. DVC knows their names alone."""
         named = {"control.weights": self.control.weights, "guidance_against": self.guidance_against}
         named |= {"vgg_file": self.vgg_file}
-        return {f"dldm.{key}": Path(file) for key, file in named.items() if file}
+        return {f"dldm.{key}": locate(file) for key, file in named.items() if file}
 
     @property
     def ldm(self) -> LDMConfig:

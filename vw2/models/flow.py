@@ -63,14 +63,16 @@ def add_noise(clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
 
 
 def noised(time: Tensor, frames: int) -> Tensor:
-    """(B, 1, L, 1, 1) weight of the loss, mean 1: 0 on clean frames, which have nothing to be denoised.
+    """(B, 1, L, 1, 1) weight of the loss: 0 on clean frames, which have nothing to be denoised, and its mean over all
+    draws 1, so that a clip counts for as much whatever clips it goes through the model with.
 
     Args:
-        time: (B,) or (B, L).
+        time: (B,) of `shared_time`, or (B, L) of `independent_times`, of whose frames 1.. a share of L / (2 (L - 1)) is
+            noisy on average.
         frames: L.
     """
-    weight = over_latents((time > 0).float()).expand(-1, -1, frames, -1, -1)
-    return weight / weight[:, :, 1:].mean()
+    share = 1.0 if time.dim() == 1 else frames / (2 * (frames - 1))
+    return over_latents((time > 0).float()).expand(-1, -1, frames, -1, -1) / share
 
 
 def flow_loss(velocity: Tensor, clean: Tensor, noise: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -12,12 +12,14 @@ from typing import TypeVar
 
 import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 
+import torch
 from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from vw2.console import UserError
+from vw2.files import locate
 
 COMMIT = re.compile("[0-9a-f]{40}")
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
@@ -26,7 +28,7 @@ KEYS = "dldm.backend.weights"
 Model = TypeVar("Model", bound=ModelMixin)
 
 
-def locate(weights: str, revision: str | None, parts: Iterable[str]) -> Path:
+def fetch(weights: str, revision: str | None, parts: Iterable[str]) -> Path:
     """The folder that holds the weights; those of the hub are fetched once, into its own cache.
 
     Args:
@@ -35,8 +37,8 @@ def locate(weights: str, revision: str | None, parts: Iterable[str]) -> Path:
         parts: subfolders that are needed, such as vae.
     Raises: UserError if it is neither, the commit is not pinned, or the hub cannot be reached or refuses.
     """
-    if Path(weights).is_dir():
-        return Path(weights)
+    if (folder := locate(weights)).is_dir():
+        return folder
     if not COMMIT.fullmatch(revision or ""):
         raise UserError(
             f"{weights} is no folder, and as an id on the Hugging Face hub it needs a commit in dldm.backend.revision, "
@@ -103,6 +105,16 @@ def complete(model: ModelMixin, folder: Path) -> None:
             f"the files in {folder} lack {len(wanted - held)} weights of their {type(model).__name__} and hold "
             f"{len(held - wanted)} others, first {min(held ^ wanted)}; fetch them again or change {KEYS}"
         )
+
+
+def outline(kind: type[Model], folder: Path, torch_dtype: torch.dtype | None = None, **options) -> Model:
+    """The network that a folder holds, with its sizes and none of its numbers; to be made on the meta device.
+
+    Args: torch_dtype: not looked at; options: beside those of its config.json.
+    Raises: as `read`, of what is to be seen without the numbers.
+    """
+    with reading(kind, folder):
+        return kind.from_config(kind.load_config(folder), **options)
 
 
 def read(kind: type[Model], folder: Path, **options) -> Model:

@@ -14,6 +14,7 @@ import vw2.torchvision_ops  # noqa: F401  (must come before torchvision is impor
 import torch
 from torch import Tensor, nn
 
+from vw2.files import locate
 from vw2.models.flow import motion_weight
 
 FILE = "vgg16-397923af.pth"  # torchvision's file; the last part of its name starts its SHA-256
@@ -110,7 +111,7 @@ def vgg_features(file: str | None) -> VGGFeatures:
     Args: file: as torchvision saves it; None for the torch hub cache, where the file's checksum must be right.
     Raises: ValueError if there is no such file or it holds something else.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE if file is None else Path(file)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE if file is None else locate(file)
     wanted = f"expected torchvision's VGG16 weights ({FILE}) for dldm.reconstruction_loss l1_vgg"
     remedy = "put the file there, name it in dldm.vgg_file, or set dldm.reconstruction_loss l2"
     if not path.is_file():

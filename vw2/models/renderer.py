@@ -71,7 +71,8 @@ class DLDMRenderer(nn.Module):
             return self.dldm.render(self.prior.vae, first_frame, index, noise, coarse_first).type_as(first_frame)
 
     def end(self, video: Tensor, coarse_first: Tensor, index: Tensor) -> Tensor:
-        return self.dldm.end(video, coarse_first, index)
+        with self.autocast():  # so that it is what `render` drew
+            return self.dldm.end(video, coarse_first, index).type_as(video)
 
 
 class SpreadRenderer(DLDMRenderer):

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from vw2.models.ar import ARConfig, ARTransformer
-from vw2.models.attend import MOST, unfused
+from vw2.models.attend import unfused
 from vw2.streams import Stream
 from vw2.training.compute import generator
 from vw2.training.run import Group, OptimConfig, Run
@@ -30,7 +30,7 @@ def train(
     work = Run(accelerator, [Group(model)], config, folder, "train the AR transformer")
     longest = model.body.config.max_position_embeddings
     with accelerator.autocast():
-        if unfused(accelerator.device) and config.batch * model.config.heads * longest**2 <= MOST:
+        if unfused(accelerator.device, config.batch * model.config.heads * longest**2):
             model.body.set_attn_implementation("eager")  # transformers' own products of matrices
     model.train()
     for step in work:

@@ -70,6 +70,7 @@ def start(config: ComputeConfig, seed: int, shared: bool = False) -> Accelerator
     torch.set_num_threads(config.threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # or float32 would be less than that in the convolutions of GPUs
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs some 4 % of a step
     console.quiet = not accelerator.is_main_process
     say(f"computing in {config.dtype} on {accelerator.device.type}, {config.threads} threads")

@@ -19,7 +19,7 @@ from vw2.data.frame_rate import source_index
 from vw2.data.shards import ClipStore
 from vw2.media.resize import resize_frames, to_model, to_uint8
 from vw2.models.classifier import FrameBatch, to_frames
-from vw2.models.prior import VideoVAE
+from vw2.models.port import VideoVAE
 from vw2.scratch import atomic_file
 
 TRUTH_COLUMNS = ("step", "busy", "fold_angle", "hand_x", "hand_y", "hand_visible")
@@ -102,9 +102,19 @@ def real_frames(store: ClipStore, rows: pl.DataFrame, size: int, path: Path) -> 
 
 
 def vae_frames(
-    store: ClipStore, rows: pl.DataFrame, vae: VideoVAE, every: int, size: int, path: Path, batch: int = 8
+    store: ClipStore,
+    rows: pl.DataFrame,
+    vae: VideoVAE,
+    every: int,
+    size: int,
+    path: Path,
+    device: torch.device,
+    batch: int = 8,
 ) -> FrameSet:
-    """The real frames of every `every`-th clip, encoded and decoded by the VAE; other arguments as in `real_frames`."""
+    """The real frames of every `every`-th clip, encoded and decoded by the VAE.
+
+    Args: device: where the VAE is; batch: clips at a time; the others as in `real_frames`.
+    """
     videos = rows["video"].unique()
     clips = store.index.with_row_index("clip_row").filter(pl.col("video").is_in(videos.implode())).gather_every(every)
     first = pl.col("clip").cast(pl.Int64) * (store.clip_frames - 1)
@@ -113,18 +123,22 @@ def vae_frames(
 
     def parts() -> Iterator[np.ndarray]:
         for piece in clips.iter_slices(batch):
-            decoded = through_vae(vae, store.batch(piece["clip_row"].to_list()))
+            decoded = through_vae(vae, store.batch(piece["clip_row"].to_list()), device)
             yield np.concatenate([clip[:valid] for clip, valid in zip(decoded, piece["valid"], strict=True)])
 
     return FrameSet(_write(path, parts(), len(taken), size, "pass clips through the VAE"), taken)
 
 
 @torch.inference_mode()
-def through_vae(vae: VideoVAE, clips: np.ndarray) -> np.ndarray:
-    """(B, T, H, W, 3) uint8 encoded and decoded; T is filled up to 1 + 4m by the last frame and cut again."""
+def through_vae(vae: VideoVAE, clips: np.ndarray, device: torch.device) -> np.ndarray:
+    """(B, T, H, W, 3) uint8 encoded and decoded; T is filled up to 1 + 4m by the last frame and cut again.
+
+    Args: device: where the VAE is.
+    """
     missing = (1 - clips.shape[1]) % 4
     filled = np.concatenate([clips, np.repeat(clips[:, -1:], missing, axis=1)], axis=1)
-    return to_uint8(vae.decode(vae.encode(to_model(filled))))[:, : clips.shape[1]]
+    video = to_model(torch.from_numpy(filled).to(device))
+    return to_uint8(vae.decode(vae.encode(video)))[:, : clips.shape[1]]
 
 
 def make_batch(sets: Sequence[FrameSet], targets: Sequence[FrameBatch], picks: np.ndarray) -> FrameBatch:

@@ -6,6 +6,7 @@ from math import log2
 from pathlib import Path
 
 from vw2.console import UserError
+from vw2.scratch import lasting
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ def check_gates(
         sheet: picture of rendered clips.
     Raises: UserError naming the first broken gate and the picture to look at.
     """
-    if gates.enabled:
-        for sentence in broken_gates(figures, gates, codebook, seen, plot, sheet):
-            raise UserError(sentence)
+    if gates.enabled and any(broken_gates(figures, gates, codebook, seen, plot, sheet)):
+        raise UserError(next(broken_gates(figures, gates, codebook, seen, lasting(plot), lasting(sheet))))
 
 
 def broken_gates(

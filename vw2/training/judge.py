@@ -1,16 +1,15 @@
-"""What a freshly trained (d)LDM is asked before it is let go on: renders, codes, probes. For the training stages."""
+"""What a freshly trained (d)LDM is asked before it is let go on: renders and codes. For the training stages."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
-import polars as pl
 import torch
 
 from vw2.console import say, track
-from vw2.data.frame_rate import source_index
 from vw2.data.shards import ClipStore
-from vw2.evaluation.codes import changed_fraction, code_report, digit_features, linear_probe
-from vw2.evaluation.health import code_health, motion_share
+from vw2.evaluation.codes import code_report
+from vw2.evaluation.health import code_health, motion_energy, motion_share
 from vw2.evaluation.intervals import bootstrap_mean, bootstrap_ratio
 from vw2.evaluation.rendering import FEW, comparable, other_clip, render_figures
 from vw2.media.resize import to_model, to_uint8
@@ -18,10 +17,14 @@ from vw2.models.dldm import DLDM
 from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
 from vw2.models.port import VideoVAE
-from vw2.models.renderer import Renderer
+from vw2.models.renderer import Autocast, Renderer
 from vw2.models.timeline import fill
 from vw2.streams import Stream
 from vw2.training.compute import generator
+
+# Videos that are looked at, at most: more than the mini has, and what takes it seconds takes hours at true size.
+ENCODED = 5000
+RENDERED = 128
 
 
 @torch.no_grad()
@@ -52,15 +55,17 @@ def videos_of(store: ClipStore, rows: list[int]) -> list[str]:
 
 
 def pick_clips(
-    store: ClipStore, split: str, per_video: int, seed: int, sources: Sequence[str] | None = None
+    store: ClipStore, split: str, per_video: int, seed: int, sources: Sequence[str] | None = None, most: int = ENCODED
 ) -> list[int]:
     """Rows of `per_video` whole clips of every video of a split (of some sources), drawn by (seed, video number).
 
-    Of a video that is too short for a whole clip, the first one, with its padded tail.
+    Of a video that is too short for a whole clip, the first one, with its padded tail. Of more than `most` videos,
+    so many that are evenly spread.
     """
     rows = []
-    for number, video in enumerate(store.videos(split=split, **({"source": sources} if sources else {}))):
-        clips = store.select(split=split, video=video)
+    videos = store.videos(split=split, **({"source": sources} if sources else {}))
+    for number in np.unique(np.linspace(0, len(videos) - 1, min(most, len(videos))).astype(int)).tolist():
+        clips = store.select(split=split, video=videos[number])
         whole = [r for r in clips if store.index["valid"][r] == store.clip_frames] or clips[:1]
         rng = np.random.default_rng([seed, number])
         rows += sorted(rng.choice(whole, min(per_video, len(whole)), replace=False).tolist())
@@ -72,44 +77,46 @@ def pick_unseen(store: ClipStore, seed: int, sources: Sequence[str] | None, othe
     where there is neither some of the training clips `otherwise`. Of a single video so many that they are comparable.
     """
     for split in ("probe", "test"):
-        rows = pick_clips(store, split, 2, seed, sources)
+        rows = pick_clips(store, split, 2, seed, sources, RENDERED)
         if rows and not comparable(videos_of(store, rows)):
             rows = pick_clips(store, split, FEW, seed, sources)
             if not comparable(videos_of(store, rows)):
                 say(f"only {len(rows)} clips of one video of split {split}: their codes are not compared with others'")
         if rows:
             return rows
+    say("no unseen video: the clips that are rendered to judge the model are of training videos")
     return otherwise[:32]
+
+
+def pick_shaken(store: ClipStore, seed: int, sources: Sequence[str] | None) -> list[int]:
+    """Rows of clips at default nuisance to render: one a video of split test."""
+    return pick_clips(store, "test", 1, seed, sources, RENDERED)
 
 
 @torch.no_grad()
 def judge_rendering(renderer: Renderer, store: ClipStore, rows: list[int], seed: int, prefix: str = "render"):
     """Figures of vw2.evaluation.rendering for the chosen clips, and rows for a contact sheet."""
-    real, device, batch = [store.frames(row) for row in rows], device_of(renderer.ldm), store.at_once
-    videos = videos_of(store, rows)
+    device, videos = device_of(renderer.ldm), videos_of(store, rows)
     codes = encode_rows(renderer.ldm, store, rows)
+    shown = np.linspace(0, len(rows) - 1, min(6, len(rows))).astype(int).tolist()
+    real = lambda number: store.frames(rows[number])  # noqa: E731
 
-    def draw(numbers: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
-        out = []
-        for i in track(range(0, len(numbers), batch), "render clips"):
-            part = numbers[i : i + batch]
-            first = to_model(np.stack([real[n][:1] for n in part])).to(device)
-            index = torch.from_numpy(chosen[i : i + batch]).to(device)
-            steps = index.shape[1]
-            streams = (generator(seed, Stream.JUDGE_RENDERING, int(n)) for n in part)
-            noise = torch.cat([renderer.noise(first[:1], steps, rng) for rng in streams])
-            out += list(to_uint8(renderer.render(first, index, noise)))
-        return out
+    def draw(numbers: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        first = to_model(np.stack([real(n)[:1] for n in numbers])).to(device)
+        index = torch.from_numpy(chosen).to(device)
+        streams = (generator(seed, Stream.JUDGE_RENDERING, int(n)) for n in numbers)
+        noise = torch.cat([renderer.noise(first[:1], index.shape[1], rng) for rng in streams])
+        return to_uint8(renderer.render(first, index, noise))
 
-    figures, own, other = render_figures(draw, real, codes, videos, seed, prefix)
+    figures, own, other = render_figures(draw, real, codes, videos, seed, prefix, store.at_once, shown)
     if not figures:
         say(f"no {prefix}.* figures: nothing moves in the {len(rows)} clips that are judged")
     sheet = []
-    for n in np.linspace(0, len(rows) - 1, min(6, len(rows))).astype(int):
+    for n in shown:
         index = torch.from_numpy(codes[n : n + 1]).to(device)
-        coarse = renderer.ldm.coarse(to_model(real[n][None, :1]).to(device), index)
+        coarse = renderer.ldm.coarse(to_model(real(n)[None, :1]).to(device), index)
         sheet += [
-            (f"{videos[n]} real", real[n]),
+            (f"{videos[n]} real", real(n)),
             ("coarse", to_uint8(coarse[0])),
             ("own codes", own[n]),
         ]
@@ -123,19 +130,23 @@ def judge_coarse(ldm: LDM, store: ClipStore, rows: list[int], seed: int) -> dict
 
     Nothing where the clips themselves stand still.
     """
-    drawn, real, batch = [], [store.frames(row) for row in rows], store.at_once
+    energies, batch = [], store.at_once
     for i in track(range(0, len(rows), batch), "draw coarse videos"):
-        video = to_model(np.stack(real[i : i + batch])).to(device_of(ldm))
-        drawn += list(to_uint8(ldm.coarse(video[:, :, :1], ldm.encode(video))))
-    videos = videos_of(store, rows)
-    share = motion_share(drawn, real, videos, seed)
+        real = store.batch(rows[i : i + batch])
+        video = to_model(real).to(device_of(ldm))
+        drawn = to_uint8(ldm.coarse(video[:, :, :1], ldm.encode(video)))
+        energies += [motion_energy(a, b) for a, b in zip(drawn, real, strict=True)]
+    share = motion_share(energies, videos_of(store, rows), seed)
     return {} if share is None else {"coarse.motion_share": share.as_dict()}
 
 
 @torch.no_grad()
-def judge_denoising(dldm: DLDM, vae: VideoVAE, store: ClipStore, rows: list[int], seed: int) -> dict[str, dict]:
+def judge_denoising(
+    dldm: DLDM, vae: VideoVAE, store: ClipStore, rows: list[int], seed: int, autocast: Autocast = nullcontext
+) -> dict[str, dict]:
     """The denoising loss of the chosen clips with their own codes and with another clip's, at the same noise.
 
+    Args: autocast: the precision of the VDM, as accelerate gives it; codes and coarse videos are of full precision.
     Returns: with intervals by video, denoise.own; denoise.other_codes (code tokens and the coarse video drawn from
         them are another's);
         denoise.other_tokens (the coarse video stays: what is heard through cross-attention alone); denoise.rise and
@@ -168,7 +179,8 @@ def judge_denoising(dldm: DLDM, vae: VideoVAE, store: ClipStore, rows: list[int]
                 rng = generator(seed, Stream.JUDGE_DENOISING, n, part.number)
                 silent = torch.tensor([hint is None], device=device)
                 told = codes[whose[tokens]][:, part.steps]
-                loss = dldm.denoising(clean, first, hints[hint or "own"], told, rng, silent)
+                with autocast():
+                    loss = dldm.denoising(clean, first, hints[hint or "own"], told, rng, silent)
                 losses[name][n] += float(loss) * (part.end - part.begin) / index.shape[1]
     if not comparable(videos):
         return {"denoise.own": bootstrap_mean(losses["own"], videos, seed).as_dict()}
@@ -180,72 +192,3 @@ def judge_denoising(dldm: DLDM, vae: VideoVAE, store: ClipStore, rows: list[int]
     ):
         figures[f"denoise.{name}"] = bootstrap_ratio(losses[other] - losses[own], losses[own], videos, seed)
     return {key: figure.as_dict() for key, figure in figures.items()}
-
-
-def code_changes(
-    warm: np.ndarray,
-    joint: np.ndarray,
-    store: ClipStore,
-    rows: list[int],
-    truth: pl.DataFrame,
-    manifest: pl.DataFrame,
-    seed: int,
-    levels: Sequence[int],
-) -> dict[str, dict]:
-    """What a training did to the codes of the chosen clips.
-
-    Args: warm, joint: (clips, K, N) codes before and after; the others as in `probe_figures`.
-    Returns: `code_figures` of those after, codes.changed_fraction, and probes before (probe.warmup.*) and after
-        (probe.joint.*).
-    """
-    videos = videos_of(store, rows)
-    figures = code_figures(joint, levels, videos)
-    figures["codes.changed_fraction"] = changed_fraction(warm, joint, videos, seed).as_dict()
-    for name, codes in (("warmup", warm), ("joint", joint)):
-        found = probe_figures(codes, store, rows, truth, manifest, seed, levels)
-        figures |= {f"probe.{name}.{key}": value for key, value in found.items()}
-    return figures
-
-
-def appearance_of(manifest: pl.DataFrame) -> dict[str, str]:
-    """Video id -> what its table looks like: the texture, second part of a craft environment (family-texture-...)."""
-    pairs = manifest.select("id", "environment").drop_nulls().iter_rows()
-    return {video: (name.split("-") + [name])[1] for video, name in pairs}
-
-
-def probe_figures(
-    codes: np.ndarray,
-    store: ClipStore,
-    rows: list[int],
-    truth: pl.DataFrame,
-    manifest: pl.DataFrame,
-    seed: int,
-    levels: Sequence[int],
-) -> dict:
-    """Linear probes from a step's codes to the action in it and to what the video's table looks like (appearance)."""
-    looks, fps = appearance_of(manifest), dict(manifest.select("id", "fps").iter_rows())
-    if truth.is_empty():
-        return {}
-    index = store.index[rows]
-    stride = (store.clip_frames - 1) // codes.shape[1]
-    steps = codes.shape[1]
-    actions = dict(zip(zip(truth["video"], truth["frame"], strict=True), truth["action"], strict=True))
-    features, labels, appearance, groups = [], [], [], []
-    for i, (video, clip, valid) in enumerate(index.select("video", "clip", "valid").iter_rows()):
-        for k in range(steps):
-            shown = clip * (store.clip_frames - 1) + k * stride + stride // 2
-            frame = source_index(shown, fps.get(video) or store.fps, store.fps)
-            if (k + 1) * stride < valid and (video, frame) in actions:
-                features.append(codes[i, k])
-                labels.append(actions[video, frame])
-                appearance.append(looks.get(video, ""))
-                groups.append(video)
-    if len(set(groups)) < 2 or len(set(labels)) < 2:  # no clip of the craft world, or nothing to tell apart
-        return {}
-    x = digit_features(np.stack(features), levels)
-    action = linear_probe(x, np.array(labels), groups, seed)
-    figures = {"action": action.score.as_dict(), "action_chance": {"value": action.chance, "n": action.score.n}}
-    if len(set(appearance)) > 1:
-        look = linear_probe(x, np.array(appearance), groups, seed)
-        figures |= {"appearance": look.score.as_dict(), "appearance_chance": {"value": look.chance, "n": look.score.n}}
-    return figures

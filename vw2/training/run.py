@@ -104,11 +104,11 @@ class Group:
     own: bool = False  # its state differs from process to process
 
 
-def optimizers(
-    groups: list[Group], config: OptimConfig, dtype: torch.dtype = torch.float32
-) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon (which computes in `dtype`) for matrices and kernels where it has a learning rate; each with one
-    slot per group."""
+def optimizers(groups: list[Group], config: OptimConfig, precision: str = "no") -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for matrices and kernels where it has a learning rate; each with one slot per group.
+
+    Args: precision: accelerate's mixed precision, in which Muon computes.
+    """
     moved = [matrices([group.module]) if config.muon is not None else [] for group in groups]
     rest = [
         [p for p in group.module.parameters() if p.requires_grad and not any(p is one for one in taken)]
@@ -118,6 +118,7 @@ def optimizers(
     found = [torch.optim.AdamW(slots, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)]
     if config.muon is not None:
         slots = [{"params": weights} for weights in moved]
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         found.append(Muon(slots, config.muon, weight_decay=config.weight_decay, dtype=dtype))
     return found
 
@@ -146,8 +147,7 @@ class Run:
         self.parameters = [p for group in self.groups for p in group.module.parameters() if p.requires_grad]
         clipped = [group.module for group in self.groups if group.clipped]
         self.clipped = [p for module in clipped for p in module.parameters() if p.requires_grad]
-        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-        self.optimizers = optimizers(self.groups, config, dtype)
+        self.optimizers = optimizers(self.groups, config, accelerator.mixed_precision)
         self.checkpoint = folder / "checkpoint.pt"
         self.logs = folder / "log"
         self.history: list[dict[str, float]] = []

@@ -12,7 +12,7 @@ from vw2.data.shards import ClipStore
 from vw2.evaluation.health import code_health, write_health
 from vw2.models.ldm import LDM
 from vw2.training.gates import GatesConfig, check_gates
-from vw2.training.judge import code_figures, encode_rows
+from vw2.training.judge import code_figures, encode_rows, videos_of
 
 CLIPS = 256  # looked at during training, of the clips that are judged at its end
 
@@ -49,7 +49,7 @@ def watch(
     if not (gates.enabled and gates.every and accelerator.is_main_process):
         return nothing
     chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, min(CLIPS, len(rows))).astype(int)]
-    videos, levels = store.index[chosen]["video"].to_list(), ldm.config.resolved()
+    videos, levels = videos_of(store, chosen), ldm.config.resolved()
 
     def look(step: int) -> None:
         if not step or step % gates.every:

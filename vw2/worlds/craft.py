@@ -28,6 +28,7 @@ from vw2.worlds.script import (
 
 SPLITS = ("train", "test", "probe", "fail", "prior")
 DYNAMICS, LOOK, NUISANCE = 0, 1, 2
+LEAST_LONGEST = 113  # frames: the longest scripts seen, of 147, are then played a third faster, not more
 TRUTH_SCHEMA = {
     "frame": pl.Int32,
     "step": pl.Int32,
@@ -63,6 +64,11 @@ class CraftConfig:
         if len(self.paper_frames) != 2 or not 4 <= self.paper_frames[0] <= self.paper_frames[1]:
             got = list(self.paper_frames)
             raise ValueError(f"craft.paper_frames must be shortest, at least 4, and longest, got {got}; change it")
+        if self.paper_frames[1] < LEAST_LONGEST:
+            raise ValueError(
+                f"craft.paper_frames allows at most {self.paper_frames[1]} frames, but seven folds take up to some 147 "
+                f"and are played faster down to {LEAST_LONGEST}; raise its second number to at least {LEAST_LONGEST}"
+            )
         if self.fps <= 0:
             raise ValueError(f"craft.fps must be above 0, got {self.fps}; raise it")
         for key in ("train_videos", "fail_videos", "test_paper", "test_blocks", "probe_videos"):
@@ -193,7 +199,7 @@ def render_video(config: CraftConfig, split: str, index: int) -> CraftVideo:
         sheet = Sheet(look.sheet_front, look.sheet_back, look.sheet_pattern, _stream(config, split, index, LOOK))
         states = paper_script(dynamics, task, sheet, failed, config.paper_frames[1] - 2)
         states = _rest(states, max(config.paper_frames[0], len(states) + int(dynamics.integers(2, 6))))
-        states = states[: config.paper_frames[1]]
+        states = states[: config.paper_frames[1]]  # of the rest alone
     else:
         states = block_script(dynamics, task, failed)
         states = _rest(states, len(states) + int(dynamics.integers(3, 8)))

@@ -180,7 +180,7 @@ def paper_script(rng: np.random.Generator, task: str, sheet: Sheet, failed: bool
     """A whole folding video: seven key steps, or in a failed one a missing or a wrong fold somewhere.
 
     Args:
-        longest: frames at which the video is cut off; shorter ones get rest frames up to it from the caller.
+        longest: most frames; a longer script is shortened by `shorten`, so that all folds are in it.
     """
     script = Script(rng, random_pose(rng), sheet)
     script.idle(script.pace(1, 8))
@@ -214,7 +214,15 @@ def paper_script(rng: np.random.Generator, task: str, sheet: Sheet, failed: bool
             script.retreat()
             script.idle(script.pace(0, 3))
     script.retreat()
-    return script.states[:longest]
+    return shorten(script.states, longest)
+
+
+def shorten(states: list[FrameState], longest: int) -> list[FrameState]:
+    """At most `longest` states with all that is done: rest at the end is cut off, else everything is played faster."""
+    if not any(state.busy for state in states[longest - 1 :]):
+        return states[:longest]
+    taken = np.linspace(0, len(states) - 1, longest).round().astype(int)  # evenly
+    return [states[i] for i in taken]
 
 
 def block_script(rng: np.random.Generator, task: str, failed: bool) -> list[FrameState]:

@@ -21,9 +21,10 @@ from typing import Any, Literal
 import polars as pl
 
 from vw2.console import UserError, progress
-from vw2.data.manifest import Entry, Refused, locate
+from vw2.data.manifest import Entry, Refused
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
+from vw2.files import locate
 from vw2.media.decode import MediaError
 from vw2.scratch import atomic_file
 

@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 
 from vw2.console import UserError, progress
-from vw2.data.manifest import Entry, Refused, locate
+from vw2.data.manifest import Entry, Refused
 from vw2.data.numpy_files import DataError, plain, read_array, read_npz, read_objects
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
 from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
 from vw2.data.sources.episodes import Facts, Limits, Track, store
+from vw2.files import locate
 from vw2.media.decode import MediaError
 
 FPS = 30.0  # the rate at which CALVIN was recorded (control_freq of its configuration)

@@ -29,13 +29,14 @@ import numpy as np
 from PIL import Image
 
 from vw2.console import UserError, progress
-from vw2.data.manifest import Entry, Refused, locate
+from vw2.data.manifest import Entry, Refused
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
 from vw2.data.sources.base import MEMORY_GIB, SPLITS, IngestConfig, from_record
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.data.sources.rlds_keys import IMAGE, choose, is_picture, kinds_of_schema, kinds_of_values, matrix, words
 from vw2.data.tfrecord import Record, RecordError, features, index_records, read_record, values
+from vw2.files import locate
 from vw2.media.decode import MediaError
 
 FPS = 10.0  # frames per second where nothing tells
