@@ -42,6 +42,7 @@ from vw2.rollout import (
     RolloutConfig,
     Row,
     choose,
+    number_of,
     picture_name,
     plan,
     read_picture,
@@ -95,7 +96,7 @@ def from_image(
     folder = scratch_dir(f"{place.metrics_prefix}rollout", fingerprint(chosen, inputs, code))
     keys = [f"{image.stem}/{s}" for s in range(n)]
     written = sample_codes(ar, renderer.ldm, [first] * n, [instruction] * n, keys, config, seed)
-    rows = [Row(f"{name}_{s}", first, codes, (s,)) for s, codes in enumerate(written)]
+    rows = [Row(f"{name}_{s}", first, codes, (number_of(seed, f"{name}_{s}"),)) for s, codes in enumerate(written)]
     render_all(renderer, rows, store.fps, config, seed, folder, guard, strict=True)
     out = Path("rollouts")  # no out of the stage; Git ignores it
     sheet, targets = out / f"{name}.png", [out / f"{row.name}.mp4" for row in rows]

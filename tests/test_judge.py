@@ -24,7 +24,7 @@ def test_probes_read_the_truth_of_the_source_frame_that_is_shown(source_fps):
     truth = pl.concat(
         pl.DataFrame({"video": video, "frame": np.arange(length), "action": each}) for video, each in actions.items()
     )
-    manifest = pl.DataFrame({"id": names, "fps": source_fps})
+    manifest = pl.DataFrame({"id": names, "fps": source_fps, "task": "fold"})
     stride = (CLIP_FRAMES - 1) // STEPS
     shown = [[clip * (CLIP_FRAMES - 1) + k * stride + stride // 2 for k in range(STEPS)] for _, clip, _ in rows]
     dynamic = np.array(
@@ -43,7 +43,7 @@ def test_probes_read_the_truth_of_the_source_frame_that_is_shown(source_fps):
         frames=lambda row: np.full((CLIP_FRAMES, 16, 16, 3), 255 * bright[row], np.uint8),
     )
 
-    def found(warm, joint, rows=range(len(rows)), truth=truth):
+    def found(warm, joint, rows=range(len(rows)), truth=truth, manifest=manifest):
         figures = code_changes(warm, joint, store, rows, truth, manifest, 0, (2,))
         return {key: figure["value"] for key, figure in figures.items() if key.startswith("probe")}
 
@@ -58,5 +58,13 @@ def test_probes_read_the_truth_of_the_source_frame_that_is_shown(source_fps):
     own = found(dynamic, static, truth=truth.clear())
     assert {key.split(".")[-1] for key in own} == {"appearance", "appearance_chance"}, "it asks for no labels"
     assert own["probe.joint.appearance"] == pytest.approx(away["probe.joint.appearance"])
+    others = pl.DataFrame({"video": ["elsewhere"], "frame": [0], "action": [1]}, schema=truth.schema)
+    assert found(dynamic, static, truth=others) == own, "truth of other videos changes nothing"
+    tasks = manifest.with_columns(
+        task=pl.Series([f"task {i % 2}" for i in range(VIDEOS)])
+    )  # white is one task's colour
+    assert "probe.joint.appearance" not in found(dynamic, static, manifest=tasks), (
+        "what a task looks like does not count"
+    )
     few = range(CLIPS)  # of one video: nothing to be told apart from others
     assert found(dynamic[:CLIPS], static[:CLIPS], few) == {}

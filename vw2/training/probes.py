@@ -1,13 +1,14 @@
 """What a training did to the codes: how many it changed, and what linear probes read from them before and after.
 
 Two probes, of one code step each: the action that is done at that moment, and the appearance of its video, which is
-the first frame's colours, before anything was done. Codes of dynamics tell the one and not the other (VideoWorld 2,
-sec. 3); appearance needs no labels, so it is asked of any video (our choice: 4 x 4 places, whose colours hold table,
-material, light and what lies where).
+how the first frame's colours, before anything was done, differ from those of other videos of its task (papers are
+bright, so colours alone would tell the task). Codes of dynamics tell the one and not the other (VideoWorld 2, sec. 3).
+Appearance needs no labels (our choice: 4 x 4 places, whose colours hold table, material, light and what lies where).
 
 Legend: K steps of a clip, N queries, M steps of all clips.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class Rows:
     clip: np.ndarray  # (M,) number of the clip among those judged
     step: np.ndarray  # (M,)
     video: np.ndarray  # (M,)
-    appearance: np.ndarray  # (M, 3 PLACES^2) in [0, 1]
+    appearance: np.ndarray  # (M, 3 PLACES^2) in [-1, 1]
     action: np.ndarray | None  # (M,) names
 
 
@@ -49,9 +50,10 @@ def first_colours(store: ClipStore, video: str) -> np.ndarray:
 
 def probe_rows(store: ClipStore, rows: Sequence[int], steps: int, truth: pl.DataFrame, manifest: pl.DataFrame) -> Rows:
     """The steps of the chosen clips that are not padding, those with a known action alone where any is known."""
-    fps = dict(manifest.select("id", "fps").iter_rows())
+    fps, task = (dict(manifest.select("id", key).iter_rows()) for key in ("fps", "task"))
+    chosen = set(videos_of(store, list(rows)))
     known = [] if truth.is_empty() else truth.select("video", "frame", "action").iter_rows()
-    actions = {(video, frame): action for video, frame, action in known}
+    actions = {(video, frame): action for video, frame, action in known if video in chosen}
     stride = (store.clip_frames - 1) // steps
     found = []
     for number, (video, clip, valid) in enumerate(store.index[rows].select("video", "clip", "valid").iter_rows()):
@@ -62,7 +64,11 @@ def probe_rows(store: ClipStore, rows: Sequence[int], steps: int, truth: pl.Data
                 found.append((number, k, video, actions.get((video, frame))))
     clips, ks, videos, done = map(np.array, zip(*found, strict=True)) if found else [np.zeros(0, int)] * 4
     looks = {video: first_colours(store, video) for video in dict.fromkeys(videos.tolist())}
-    appearance = np.array([looks[video] for video in videos.tolist()])
+    alike = defaultdict(list)
+    for video, look in looks.items():
+        alike[task[video]].append(look)
+    usual = {name: np.mean(each, 0) for name, each in alike.items()}
+    appearance = np.array([looks[video] - usual[task[video]] for video in videos.tolist()])
     return Rows(clips, ks, videos, appearance, done if actions else None)
 
 
