@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from stages.preset import read
+from stages.preset import laid, read
 from vw2.console import run
 from vw2.models import attend
 from vw2.models.backends import random_cosmos
@@ -28,7 +28,6 @@ from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.port import VideoVAE
 from vw2.params import build
-from vw2.patch import parse, patch
 
 ROOT = Path(__file__).parents[1]
 PRESET = "paper"
@@ -36,9 +35,8 @@ GIB, WEIGHT, STATES = 2**30, 4, 8  # bytes of a parameter, and of AdamW's two mo
 
 
 def values_of(preset: str) -> dict:
-    """All parameters of a preset, over the committed params.yaml."""
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    return parse(patch(text, read(preset, ROOT / "presets"), preset)[0], preset)
+    """All parameters of a preset, over the mini's."""
+    return laid(read("mini", ROOT / "presets"), read(preset, ROOT / "presets"))
 
 
 def config_of(values: dict) -> DLDMConfig:

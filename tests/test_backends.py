@@ -161,12 +161,8 @@ def test_save_and_load_give_the_same_model(folders):
             assert torch.equal(made.vdm(**known), loaded.vdm(**known)), kind
 
 
-# ---------------------------------------------------------------- VAE
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mini"])
-def test_a_folder_is_known_before_its_weights_are_read(kind, folders, monkeypatch):
+def test_a_folder_is_known_before_its_weights_are_read(kind, folders):
     config, folder = folders[kind]
     known, loaded = sketch(config, folder), load_backend(config, folder)
     sizes = lambda pair: {name: p.shape for name, p in pair.state_dict().items()}  # noqa: E731
@@ -179,6 +175,10 @@ def test_a_folder_is_known_before_its_weights_are_read(kind, folders, monkeypatc
         sketch(dataclasses.replace(config, weights=str(folders[other][1])), folder)
 
 
+# ---------------------------------------------------------------- VAE
+
+
+@torch.no_grad()
 def test_vae_shapes_and_range(pair):
     vae = pair.vae
     latents = vae.encode(video())

@@ -266,7 +266,8 @@ def test_few_frames_make_demonstrations_faster_and_cut_none(unpainted):
 def test_the_end_of_a_script_is_cut_where_nothing_is_done():
     states = craft.paper_script(np.random.default_rng(3), "paper_boat", white_sheet(), False, 1000)
     last = max(i for i, state in enumerate(states) if state.busy)
-    assert all(a is b for a, b in zip(shorten(states, last + 2), states, strict=False))
+    cut = shorten(states, last + 2)
+    assert len(cut) == last + 2 and all(a is b for a, b in zip(cut, states, strict=False))
     faster = shorten(states, last + 1)
     assert len(faster) == last + 1 and faster[0] is states[0] and faster[-1] is states[-1]
 
