@@ -93,7 +93,7 @@ def draw(store: ClipStore) -> None:
     """A contact sheet with the first clip of each of the first tasks."""
     rows = []
     for task in store.index["task"].unique(maintain_order=True).head(SHEET_ROWS):
-        row = store.select(task=task)[0]
+        row = min(store.select(task=task), key=lambda row: store.index["split"][row] == "fail")  # what it should be
         rows.append((f"{task} ({store.index['video'][row]})", store.frames(row)))
     write_sheet(PLOT, rows)
 

@@ -41,7 +41,7 @@ STAGES = ("evaluate", "train_dldm", "warmup_dldm", "extract_codes", "train_ar", 
 )
 TITLES = {"vw2": "VideoWorld 2", "plain_ldm": "Plain LDM (no video diffusion model)"}
 # Pictures and figures that both variants have.
-SHARED = ("ingest", "pretrain_prior", "pretrain_ldm", "train_classifier")
+SHARED = ("ingest", "pretrain_prior", "pretrain_ldm", "warmup_dldm", "train_classifier")
 PICTURES = {
     "rollout": "Rollouts: codes written by the AR transformer from one unseen first frame, rendered clip by clip.",
     "evaluate": "Success by key step, final states and PSNR, each with its controls; bands and bars are 95 % by video.",

@@ -18,20 +18,19 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import typer
 from accelerate import Accelerator
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import console, run, say, table
+from vw2.console import UserError, console, run, say, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
 from vw2.media.encode import write_preview
 from vw2.media.sheet import write_sheet
-from vw2.models.ar import ARTransformer, CodeShape, unheard
+from vw2.models.ar import ARTransformer, CodeShape, split_words, unheard
 from vw2.models.ar_files import load_ar
 from vw2.models.backends import guardrail_of
 from vw2.models.renderer import Renderer, load_renderer
@@ -87,6 +86,11 @@ def from_image(
     renderer, ar = load_models(place, store, accelerator)
     guard = guardrail_of(renderer.backend, accelerator.device)
     guard.instruction(instruction)
+    if ar.inputs.words and not split_words(instruction):
+        raise UserError(
+            f"--instruction must hold a word, got {instruction!r}; say what is to be done, with some of "
+            f"{', '.join(ar.inputs.words)}"
+        )
     if lost := unheard(instruction, ar.inputs):
         known = f"it knows {', '.join(ar.inputs.words)}" if ar.inputs.words else "it was trained without a word"
         say(f"these words of --instruction tell the AR transformer nothing: {' '.join(lost)}; {known}")
@@ -164,8 +168,7 @@ def main(
                 shutil.copyfile(folder / f"{row.name}.mp4", temporary / f"{row.name}.mp4")
             pl.DataFrame(records, schema=columns, orient="row").write_parquet(temporary / "rollouts.parquet")
         sheet = []
-        for number in np.unique(np.linspace(0, len(cases) - 1, min(6, len(cases))).astype(int)):
-            video = cases[number]
+        for video in choose(cases, told, 6):
             sheet.append((f"{told[video]}: real", store.video(video)))
             for name in ("vw2", *CONTROLS):
                 sheet.append((name.replace("_", " "), read_video(place.rollout / name / f"{video}_0.mp4")))

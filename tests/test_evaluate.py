@@ -1,6 +1,7 @@
 """The benchmark on videos that a fake classifier can read exactly: figures known in closed form, and the stage."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,26 @@ def test_figures_in_closed_form():
     assert figures["controls.copy_first_frame.paper.step_3"]["high"] > 0.3  # none of three videos proves little
 
 
+def test_two_methods_are_compared_case_by_case():
+    def block(name: str, video: str, task: str, done: bool) -> dict:
+        return {"name": name, "video": video, "sample": 0, "task": task, "done": done, "psnr": 20.0}
+
+    own = rows_of("plain_ldm", {"a": [7, 1], "b": [3], "c": [0]}) + rows_of("copy_first_frame", {"a": [0]})
+    own += [block("plain_ldm", "t", "block_tower", True), block("plain_ldm", "h", "block_horse", False)]
+    rival = rows_of("vw2", {"a": [7, 7], "b": [0], "d": [7]}) + [block("vw2", "t", "block_tower", False)]
+    gaps = benchmark.versus(benchmark.results_table(own), benchmark.results_table(rival), 0)
+    assert {key: gap["n"] for key, gap in gaps.items() if key.startswith("paper")} == {
+        f"paper.step_{k}": 2 for k in range(1, 8)
+    }, "of a and b alone"
+    value = {key: gap["value"] for key, gap in gaps.items()}
+    assert value["paper.step_1"] == (0 + 1) / 2 and value["paper.step_2"] == (-1 / 2 + 1) / 2
+    assert value["paper.step_7"] == (-1 / 2 + 0) / 2
+    assert gaps["blocks.tower"] == {"value": 1.0, "low": None, "high": None, "n": 1} and "blocks.horse" not in gaps
+    assert value["quality.psnr"] == pytest.approx(((24 - 27) + (23 - 20) + 0) / 3)
+    alone = rows_of("vw2", {"x": [7]})
+    assert benchmark.versus(benchmark.results_table(own), benchmark.results_table(alone), 0) == {}
+
+
 def test_figures_of_two_methods_are_refused():
     rows = rows_of("vw2", {"a": [1]}) + rows_of("plain_ldm", {"a": [1]})
     with pytest.raises(ValueError, match="one method"):
@@ -287,11 +308,11 @@ def evaluate(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     write_world(tmp_path)
 
-    def run(classifier) -> str:
+    def run(classifier, *options: str) -> str:
         monkeypatch.setattr(evaluate_stage, "load_classifier", lambda folder: classifier)
         app = typer.Typer()
         app.command()(_guard(evaluate_stage.main))
-        result = CliRunner().invoke(app, [])
+        result = CliRunner().invoke(app, options)
         if result.exit_code:
             assert result.exit_code == 1, result.output
             return " ".join(result.output.split())
@@ -326,6 +347,16 @@ def test_stage_keeps_the_contract(evaluate, tmp_path):
     assert (tmp_path / "plots" / "evaluate.png").is_file()
     first = (tmp_path / "data" / "evaluate" / "results.parquet").read_bytes()
     assert evaluate(Reader()) == "" and first == (tmp_path / "data" / "evaluate" / "results.parquet").read_bytes()
+
+
+def test_stage_compares_the_plain_ldm_with_videoworld_2(evaluate, tmp_path):
+    shutil.copytree(tmp_path / "data" / "rollout", tmp_path / "data" / "plain_ldm" / "rollout")
+    assert "data/evaluate/results.parquet does not exist" in evaluate(Reader(), "--variant", "plain_ldm")
+    assert evaluate(Reader()) == "" == evaluate(Reader(), "--variant", "plain_ldm")
+    detail = json.loads((tmp_path / "metrics" / "detail" / "plain_ldm" / "evaluate.json").read_text())["minus_vw2"]
+    assert detail["paper"]["step_3"] == {"value": 0.0, "low": None, "high": None, "n": 1}
+    assert detail["quality"]["psnr"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 2}, "the same videos"
+    assert "minus_vw2" not in json.loads((tmp_path / "metrics" / "evaluate.json").read_text())
 
 
 def test_stage_without_labels_compares_pixels(evaluate, tmp_path):
@@ -425,6 +456,9 @@ def test_headline_shows_intervals_and_rival():
     rival = ("other", {"evaluate:paper.step_7": leaf | {"value": 0.6, "low": None}})
     [row] = report.headline(details, rival)
     assert row[1:] == ["50.0 % [25.0, 75.0]", "60", "other 60.0 %; ground truth 100.0 %"]
+    details["evaluate:minus_vw2.paper.step_7"] = {"value": -0.1, "low": -0.2, "high": 0.0, "n": 60}
+    [row] = report.headline(details, rival)
+    assert row[3] == "other 60.0 %; difference by test case -10.0 % [-20.0, 0.0]; ground truth 100.0 %"
     assert report.show({"value": 8.25, "low": None, "high": None, "n": 3}, "bits") == "8.25 bits"
     assert report.show({"value": 640, "low": None, "high": None, "n": None}) == "640"
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import fake_world
+import numpy as np
 import polars as pl
 import pytest
 from numbered import numbered_frame, read_number, write_raw
@@ -20,7 +21,7 @@ from stages import ingest as ingest_stage
 from vw2.console import UserError
 from vw2.data import manifest
 from vw2.data.clips import ClipConfig
-from vw2.data.shards import ClipStore
+from vw2.data.shards import ClipStore, write_shards
 from vw2.data.sources import craft
 from vw2.media.decode import read_frames
 from vw2.media.picture import Picture
@@ -153,11 +154,30 @@ def test_the_contact_sheet_makes_rgb_of_a_few_frames_only(tmp_path, monkeypatch)
     monkeypatch.setattr(ingest_stage, "SHEET_LOOKS", 20)
     write_raw(tmp_path / "a.mkv", map(numbered_frame, range(150)))
     row = {"id": "a", "source": "folder", "task": "t", "path": str(tmp_path / "a.mkv"), "frames": 150, "fps": 30.0}
-    row |= {"width": 96, "height": 48, "start": None, "stop": None}
+    row |= {"width": 96, "height": 48, "start": None, "stop": None, "split": "train"}
     for part in ({}, {"start": 1.0, "stop": 4.0, "frames": 90}):
         looks.clear()
         ingest_stage.draw(pl.DataFrame([row | part]))
         assert 20 <= len(looks) < 40 and (tmp_path / "a.png").stat().st_size
+
+
+def test_contact_sheets_show_a_task_as_it_should_be(tmp_path, monkeypatch):
+    shown = []
+    for stage in (ingest_stage, clip_stage):
+        monkeypatch.setattr(stage, "write_sheet", lambda _, rows: shown.append([title for title, _ in rows]))
+    monkeypatch.setattr(ingest_stage, "read_span", lambda *_, **__: iter(()))
+    monkeypatch.setattr(ingest_stage, "thumbnails", lambda *_: None)
+    row = {"source": "craft", "path": "a.mkv", "frames": 9, "fps": 16.0, "width": 8, "height": 8}
+    row |= {"start": None, "stop": None}
+    videos = [("fail_0", "boat", "fail"), ("fail_1", "horse", "fail"), ("train_0", "boat", "train")]
+    ingest_stage.draw(pl.DataFrame([row | {"id": id, "task": task, "split": split} for id, task, split in videos]))
+    raw = [(id, split, task, tmp_path / id, 9) for id, task, split in videos]
+    for *_, path, frames in raw:
+        np.zeros((frames, 8, 8, 3), np.uint8).tofile(path)
+    (tmp_path / "clips").mkdir()
+    write_shards(tmp_path / "clips", raw, {"frames": 5, "fps": 16.0, "height": 8, "width": 8})
+    clip_stage.draw(ClipStore(tmp_path / "clips"))
+    assert [sorted(titles) for titles in shown] == [["boat (train_0)", "horse (fail_1)"]] * 2
 
 
 @pytest.mark.parametrize(

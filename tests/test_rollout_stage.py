@@ -181,6 +181,13 @@ def test_an_interrupted_run_goes_on(monkeypatch, tmp_path):
     assert not [file for file in (tmp_path / "scratch").rglob("*") if file.is_file()]
 
 
+@pytest.mark.parametrize("told", ["", " ?! "])
+def test_an_instruction_without_a_word_is_refused(checker, told):
+    with pytest.raises(UserError, match="--instruction must hold a word"):
+        draw(told=told)
+    assert not made()
+
+
 @pytest.mark.parametrize("path, sentence", [("a", "a is a folder"), ("c.png", "c.png does not exist")])
 def test_what_is_no_picture_is_refused(path, sentence):
     with pytest.raises(UserError, match=f"{sentence}; give the path of a picture with --image"):

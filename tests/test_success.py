@@ -66,10 +66,10 @@ def test_predict_and_targets():
         success.step_targets("boat", names, 3)
 
 
-def test_final_state_is_a_strict_majority_of_the_last_frames():
-    assert success.final_state(frames("0002111"), 1, 4)
-    assert success.final_state(frames("0000101"), 0, 4) is False  # two of four
-    assert success.final_state(frames("0010011"), 1, 2)
+def test_final_state_holds_to_the_end():
+    assert success.final_state(frames("0002111"), 1, 3)
+    assert success.final_state(frames("0002111"), 1, 4) is False  # three of four
+    assert success.final_state(frames("0011110"), 1, 4) is False  # it did hold, but not to the end
     assert success.final_state(frames("1"), 1, 8)  # shorter than hold: all there is
     with pytest.raises(ValueError, match="F >= 1"):
         success.final_state(frames(""), 1, 1)

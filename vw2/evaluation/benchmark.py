@@ -117,6 +117,37 @@ def benchmark_figures(results: pl.DataFrame, seed: int) -> Figures:
     return found
 
 
+def versus(results: pl.DataFrame, rival: pl.DataFrame, seed: int) -> Figures:
+    """How far the rollouts of a method are above those of a rival on the same test cases, and how sure that is.
+
+    What is hard about a case is hard for both, so differences by case tell more than two intervals side by side.
+
+    Args: results, rival: results tables; their controls are left out, and test cases that only one of them has.
+    Returns: mean differences of paper.step_*, blocks.* and quality.*, resampled by video; {} without a case in common.
+    """
+    keys = ("video", "task")
+    both = _by_case(results).join(_by_case(rival), on=keys, suffix=" of the rival").sort(keys)
+    found: Figures = {}
+    for key in (column for column in both.columns if f"{column} of the rival" in both.columns):
+        gaps = both.select("video", gap=pl.col(key) - pl.col(f"{key} of the rival")).drop_nulls()
+        if len(gaps):
+            found[key] = bootstrap_mean(gaps["gap"].to_numpy(), gaps["video"].to_numpy(), seed).as_dict()
+    return found
+
+
+def _by_case(results: pl.DataFrame) -> pl.DataFrame:
+    """One row per test case: what its rollouts reach on average; null where a figure does not concern it."""
+    own = results.filter(~pl.col("name").is_in(CONTROLS))
+    parts = {f"paper.step_{k}": pl.col("steps") >= k for k in range(1, N_STEPS + 1)}
+    ends = own.filter(pl.col("steps").is_null() & pl.col("done").is_not_null())["task"].unique().sort()
+    parts |= {
+        f"blocks.{task.removeprefix(BLOCKS)}": pl.when(pl.col("task") == task).then(pl.col("done")) for task in ends
+    }
+    parts |= {f"quality.{key}": pl.col(key) for key in ("psnr", "ssim", "lpips", "lpips_untrained")}
+    means = (value.cast(pl.Float64).mean().alias(key) for key, value in parts.items())
+    return own.group_by("video", "task").agg(*means)
+
+
 def survival_rows(figures: Figures, own: str) -> list[dict[str, float | int | str | None]]:
     """Rows step, success, low, high, who for plots; `who` is `own` or a control."""
     rows = []

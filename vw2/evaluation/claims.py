@@ -32,7 +32,11 @@ def _pose(text: str, key: str, unit: str) -> Claim:
 
 def _render(text: str, prefix: str) -> Claim:
     """PSNR of clips rendered from their own codes, moving pixels."""
-    beside = (("codes of another video", f"{prefix}.psnr_other_codes"), ("copy", f"{prefix}.psnr_copy"))
+    beside = (
+        ("codes of another video", f"{prefix}.psnr_other_codes"),
+        ("copy", f"{prefix}.psnr_copy"),
+        ("coarse video after the warm-up", f"{prefix.replace('train_dldm', 'warmup_dldm')}.psnr"),
+    )
     return Claim(text, f"{prefix}.psnr", "dB", beside)
 
 

@@ -91,7 +91,8 @@ def write_health(path: Path, health: CodeHealth, step_share: float, digit_share:
         for g in range(digits):
             broken = health.dead[n, g] or health.digits[n, g] < digit_share
             mark = "dead" if health.dead[n, g] else f"{health.digits[n, g]:.0%}"
-            right.text(g, n, mark, ha="center", va="center", color="#D55E00" if broken else "#FFFFFF", size=8)
+            plain = "#000000" if health.digits[n, g] > 0.6 else "#FFFFFF"  # on yellow, on blue
+            right.text(g, n, mark, ha="center", va="center", color="#D55E00" if broken else plain, size=8)
     right.set(title=f"Entropy of a digit (gate: {digit_share:.0%})", xlabel="digit", ylabel="query")
     right.set_xticks(range(digits))
     right.set_yticks(range(queries))

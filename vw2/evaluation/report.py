@@ -92,7 +92,9 @@ def headline(
             continue
         beside = [(name, details[key]) for name, key in claim.beside if key in details]
         if rival and claim.key in rival[1]:
-            beside.insert(0, (rival[0], rival[1][claim.key]))
+            gap = claim.key.replace(":", ":minus_vw2.", 1)
+            differs = [("difference by test case", details[gap])] if gap in details else []
+            beside = [(rival[0], rival[1][claim.key]), *differs, *beside]
         words = "; ".join(f"{name} {show(leaf, claim.unit)}" for name, leaf in beside)
         leaf = details[claim.key]
         rows.append([claim.text, show(leaf, claim.unit), "" if leaf["n"] is None else str(leaf["n"]), words])

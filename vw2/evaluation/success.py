@@ -5,8 +5,8 @@ at the first frame, not before the time of step k-1, from which the predicted cl
 consecutive frames. A step counts only if all before it count (VideoWorld 2, sec. 5: sequential success); and where a
 later step holds before its turn, steps were skipped, and nothing counts from there on (order strict; with order loose
 what comes too early is overlooked, so that codes in any order pass whose steps are in the right one by luck). A block
-task succeeds if its final state fills the majority of the last `hold` frames. Thresholds are chosen on validation
-videos, never on the videos that are reported.
+task succeeds if its final state fills all of the last `hold` frames: it must hold as a key step must. Thresholds are
+chosen on validation videos, never on the videos that are reported.
 
 Legend: F frames of one video, M rows (frames or rollouts of many videos), C classes.
 """
@@ -85,7 +85,7 @@ def steps_reached(pred: ArrayLike, targets: Sequence[int], hold: int, order: Ord
 
 
 def final_state(pred: ArrayLike, target: int, hold: int) -> bool:
-    """Is the target class the strict majority of the last `hold` frames? (block tasks; majority is our choice)
+    """Are all of the last `hold` frames of the target class? (block tasks; our choice)
 
     Args:    pred: (F,) class per frame, F >= 1; a video shorter than `hold` is judged by all its frames; hold >= 1.
     Raises:  ValueError on an empty video or hold < 1.
@@ -93,8 +93,7 @@ def final_state(pred: ArrayLike, target: int, hold: int) -> bool:
     pred = np.asarray(pred)
     if pred.ndim != 1 or not len(pred) or hold < 1:
         raise ValueError(f"final_state expects pred (F,), F >= 1, and hold >= 1, got {pred.shape} and {hold}")
-    last = pred[-hold:] == target
-    return bool(2 * last.sum() > len(last))
+    return bool((pred[-hold:] == target).all())
 
 
 def survival(reached: ArrayLike, videos: ArrayLike, n_steps: int) -> list[Estimate]:

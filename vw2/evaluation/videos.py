@@ -24,7 +24,7 @@ from vw2.evaluation.success import N_STEPS, Order, final_state, predict, step_ta
 from vw2.media.decode import MediaError, read_frames
 
 HAND_SIDE = 64  # hand distances are given in pixels of a picture this wide, whatever the clips' size
-UNCLEAR = "unclear"  # final state without a majority
+UNCLEAR = "unclear"  # final state that does not hold
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,9 @@ def outcome(
     Args:    pred: (F,) class per frame, F >= 1; task: as in the manifest; names: the C classes.
     Returns: "final" alone for a task that the classifier does not know.
     """
-    last, count = np.unique(pred[-hold:], return_counts=True)
-    best = int(last[count.argmax()])
-    clear = best >= 0 and 2 * count.max() > min(hold, len(pred))
-    found: dict[str, int | bool | str] = {"final": names[best] if clear else UNCLEAR}
+    last = int(pred[-1])
+    clear = last >= 0 and final_state(pred, last, hold)
+    found: dict[str, int | bool | str] = {"final": names[last] if clear else UNCLEAR}
     if f"{task}_1" in names:
         found["steps"] = steps_reached(pred, step_targets(task, names, N_STEPS), hold, order)
         found["done"] = found["steps"] == N_STEPS
