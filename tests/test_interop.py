@@ -115,6 +115,12 @@ def test_buffers_are_made_anew(weights):
         "module.network.",
         "state_dict.model.ldm_net.network.",
         "ldm_net.module.network.",
+        "module.module.network.",
+        "network.module.",
+        "network._orig_mod.module.",
+        "model_state_dict.",
+        "model_state_dict.module.",
+        "params.",
     ],
 )
 def test_wrapped_names_are_found(tmp_path, weights, prefix, suffix):
@@ -129,7 +135,8 @@ def test_wrapped_names_are_found(tmp_path, weights, prefix, suffix):
 
 @pytest.mark.parametrize(
     "average",
-    ["ema.network.", "network_ema.", "model.ema.network.", "ema.", "model_ema.network.", "ldm_net_ema.network."],
+    ["ema.network.", "network_ema.", "model.ema.network.", "ema.", "model_ema.network.", "ldm_net_ema.network."]
+    + ["ema.module.", "ema.averaged_model."],
 )
 def test_averaged_weights_are_told_apart(weights, average):
     averaged = export_weights(tiny(1), TOKENIZER)
@@ -148,9 +155,9 @@ def test_averaged_weights_are_told_apart(weights, average):
 
 def test_nested_containers(tmp_path, weights):
     network = {f"network.{key}": value for key, value in weights.items()}
-    torch.save(
-        {"model": network, "iteration": 5, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, tmp_path / "a.pt"
-    )
+    losses = {"best": np.float64(0.5), "loss": np.array([1.0, 0.5]), "seen": np.array([True])}
+    optimizer = {"state": {0: {"step": torch.ones(1)}}}
+    torch.save({"model": network, "iteration": 5, "optimizer": optimizer} | losses, tmp_path / "a.pt")
     report = import_weights(tiny(1), read_checkpoint(tmp_path / "a.pt"), TOKENIZER)
     assert report.fits and report.elsewhere == 1
 
@@ -470,7 +477,8 @@ def test_tensors_arrays_and_lists_of_any_width(tmp_path, dtype):
         (torch.zeros(2, 5, dtype=torch.long), r"expected integers \(clips, 6\), got \(2, 5\); change steps"),
         (torch.zeros(2, 6), r"expected integers \(clips, 6\), got \(2, 6\) float32"),
         (torch.full((1, 6), 1000), r"expected codes in \[0, 1000\), got 1000 to 1000"),
-        (np.zeros((2, 6)), r"is no file of plain codes \(Can only build .*Float64DType"),
+        (np.zeros((2, 6)), r"expected integers \(clips, 6\), got \(2, 6\) float64"),
+        (np.zeros((2, 6), "S1"), r"is no file of plain codes \(Can only build .*BytesDType"),
         ("codes", r"expected integers \(clips, 6\), got str"),
         ({"b": torch.zeros(1, 6).long()}, r"got dict; save them as an integer tensor"),
         ([[1, 2], [3]], r"got rows of unequal lengths"),

@@ -41,7 +41,7 @@ def main(folder: Path, until: int) -> None:
     mine = [model.weight.flatten().tolist(), float(carried.sum), float(draw)]
     told = of_all(accelerator, mine)
     leave_to_first(accelerator)
-    print(json.dumps({"ranks": told, "draws": [each["train/draw"] for each in work.history]}))
+    print(json.dumps({"ranks": told, "logs": [[each["loss"], each["train/draw"]] for each in work.history]}))
 
 run(main)
 """
@@ -99,15 +99,17 @@ def test_two_processes_make_the_step_of_one(program):
     assert two["ranks"][0][0] == pytest.approx(weights, rel=1e-9), "those of one process with all clips"
     sums = [rank[1] for rank in two["ranks"]]
     assert sum(sums) == pytest.approx(total, rel=1e-9) and sums[0] != sums[1], "states of their own"
-    assert two["draws"] == one["draws"], "the first draws as one alone does"
-    assert two["ranks"][0][2] == draw != two["ranks"][1][2], "and the others something else"
+    draws = [rank[2] for rank in two["ranks"]]
+    assert draws[0] == draw != draws[1], "the first draws as one alone does, and the others something else"
+    assert two["logs"][-1][1] == pytest.approx(sum(draws) / 2), "logs are of all of a step's clips"
+    assert [loss for loss, _ in two["logs"]] == pytest.approx([loss for loss, _ in one["logs"]])
 
 
 def test_an_interrupted_run_of_two_goes_on(program):
     straight = program("straight", 2)
     assert program("broken", 2, until=4) == {}
     again = program("broken", 2)
-    assert again["ranks"] == straight["ranks"] and again["draws"] == straight["draws"]
+    assert again["ranks"] == straight["ranks"] and again["logs"] == straight["logs"]
 
 
 def test_processes_that_do_not_share_a_disk_are_told(program):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vw2.console import UserError
 from vw2.scratch import fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, generator, start
 from vw2.training.curves import write_curves
@@ -86,6 +87,53 @@ def test_half_a_log_keeps_nothing_from_going_on(tmp_path, left):
     resumed, again, seen = train(tmp_path / "broken")
     assert seen == list(range(4, 10)) and again.history == run.history
     assert torch.equal(resumed.map.weight, straight.map.weight)
+
+
+class Cliff(torch.autograd.Function):
+    """The identity; its gradient is nan."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.nan
+
+
+@pytest.mark.parametrize("clipped", [True, False])
+def test_a_gradient_that_is_no_number_never_reaches_weights_or_checkpoint(tmp_path, clipped):
+    def attempt(bad: int) -> tuple[Line, Run]:
+        model, other = Line(), torch.nn.Linear(1, 1)
+        groups = [Group(model, clipped=clipped), Group(other)]
+        run = Run(start(ComputeConfig(threads=1), seed=0), groups, CONFIG, tmp_path, "train")
+        for step in run:
+            x = model(torch.ones(4, 3))
+            loss = (Cliff.apply(x) if step == bad else x).square().mean() + other(torch.ones(1, 1)).square().sum()
+            try:
+                run.update(loss, {})
+            except UserError as error:
+                assert str(error) == f"train: the gradient became nan at step {bad}; lower the learning rate"
+                break
+        return model, run
+
+    model, run = attempt(bad=7)
+    assert run.step == 7 and model.map.weight.isfinite().all()
+    _, again = attempt(bad=99)
+    assert again.step == CONFIG.steps, "it went on from the checkpoint of step 4"
+
+
+def test_checkpoints_leave_out_what_is_frozen(tmp_path):
+    model = Line()
+    model.map.weight.requires_grad_(False)
+    run = Run(start(ComputeConfig(threads=1), seed=0), [Group(model)], CONFIG, tmp_path, "train")
+    run.save()
+    (kept,) = torch.load(run.checkpoint, weights_only=True)["modules"]
+    assert set(kept) == set(model.state_dict()) - {"map.weight"}, "buffers and what is trained stay"
+    kept = model.map.bias.clone()
+    model.map.bias.data += 1
+    again = Run(start(ComputeConfig(threads=1), seed=0), [Group(model)], CONFIG, tmp_path, "train")
+    assert torch.equal(again.modules[0].map.bias, kept)
 
 
 def test_crash_before_the_first_checkpoint_and_twice(tmp_path):

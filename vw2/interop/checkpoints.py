@@ -22,9 +22,10 @@ from vw2.scratch import atomic_file
 
 # put into names by torch.compile, FSDP, activation checkpointing
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# what may stand before bare names: top-level keys of a file, and what DistributedDataParallel puts there
-CONTAINERS = ("", "model.", "state_dict.", "module.", "model.module.", "state_dict.module.")
-AVERAGES = ("ema", "model_ema")  # parts of names of averaged weights, beside those that begin or end with ema
+# what may stand before bare names: top-level keys of a file
+CONTAINERS = ("", "model.", "state_dict.", "model_state_dict.", "params.")
+PARALLEL = "module"  # part of names that DistributedDataParallel puts in, wherever it is wrapped around
+AVERAGES = ("ema", "model_ema", "averaged_model")  # parts of names of averaged weights, beside those that begin or end with ema
 DEPTH, ENTRIES = 16, 200_000  # the most of nested dictionaries; no training state comes near, hostile files do
 
 
@@ -123,9 +124,9 @@ def averaged(lead: str) -> bool:
 
 
 def plain(lead: str) -> str:
-    """What stands before a name without its signs of averaging: model.network_ema. -> model.network."""
-    parts = [part.removesuffix("_ema").removeprefix("ema_") for part in lead.split(".") if part not in AVERAGES]
-    return ".".join(parts)
+    """What stands before a name without signs of averaging or parallel training: module.network_ema. -> network."""
+    parts = [part.removesuffix("_ema").removeprefix("ema_") for part in lead.split(".")]
+    return ".".join(part for part in parts if part not in (*AVERAGES, PARALLEL))
 
 
 def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -> dict[bool, list[str]]:

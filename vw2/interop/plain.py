@@ -12,12 +12,14 @@ from torch.serialization import safe_globals
 
 from vw2.console import UserError
 
-# What may stand in a file beside tensors and Python's own types: arrays of integers (codes) and single ones, under the
-# names that NumPy 1 and 2 give them, and buffers of bytes (the _extra_state of Transformer Engine).
+# What may stand in a file beside tensors and Python's own types: arrays of numbers (codes, histories of losses) and
+# single ones, under the names that NumPy 1 and 2 give them, and buffers of bytes (the _extra_state of Transformer
+# Engine).
+NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 HARMLESS = [
     np.ndarray,
     np.dtype,
-    *sorted({type(np.dtype(code)) for code in np.typecodes["AllInteger"]}, key=lambda kind: kind.__name__),
+    *sorted({type(np.dtype(code)) for code in NUMBERS}, key=lambda kind: kind.__name__),
     *[(np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")],
     *[(np.int64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
     io.BytesIO,

@@ -114,6 +114,7 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path
     """
     with refusals():
         check_precision(config)
+    check_same_codes(read_ldm_config(warm), config, warm)  # before gigabytes are fetched
     prior = load_backend(config.backend, prior_folder)
     if taught is not None:
         take_vdm(prior.vdm, taught)
@@ -122,7 +123,6 @@ def begin_joint(config: DLDMConfig, warm: Path, prior_folder: Path, taught: Path
         dldm = DLDM(config, prior)
     if taught is not None:
         take_projection(dldm.projection, taught)
-    check_same_codes(read_ldm_config(warm), config, warm)
     take_ldm(dldm.ldm, warm)
     if config.control.weights is not None:
         load_whole(dldm.control, locate(config.control.weights), "dldm.control.weights")

@@ -69,6 +69,12 @@ def of_all(accelerator: Accelerator, mine: Any) -> list[Any]:
     return [mine] if accelerator.num_processes == 1 else gather_object([mine])
 
 
+def mean_of_all(accelerator: Accelerator, mine: dict[str, float]) -> dict[str, float]:
+    """Means over the processes of numbers that each of them has."""
+    each = of_all(accelerator, mine)
+    return {key: sum(one[key] for one in each) / len(each) for key in mine}
+
+
 def leave_to_first(accelerator: Accelerator) -> None:
     """After a training: process 0 goes on alone, as if it had always been; the others end well."""
     if accelerator.num_processes == 1:

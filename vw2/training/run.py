@@ -25,11 +25,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from dvclive import Live
+from torch.nn.utils import get_total_norm
 
 from vw2.console import UserError, progress
 from vw2.scratch import atomic_file
 from vw2.training.muon import Muon, matrices
-from vw2.training.parallel import average, of_all
+from vw2.training.parallel import average, mean_of_all, of_all
+
+LOWER = "lower the learning rate"  # and run again: it goes on at the last checkpoint
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,12 @@ def optimizers(groups: list[Group], config: OptimConfig, precision: str = "no") 
     return found
 
 
+def kept(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of a module: not its frozen weights, which are those of the files that it began with."""
+    frozen = {name for name, weight in module.named_parameters(remove_duplicate=False) if not weight.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
 class Run:
     """One training run: owns the optimiser, the log and the checkpoint; the caller owns model, data and loss.
 
@@ -147,6 +156,7 @@ class Run:
         self.parameters = [p for group in self.groups for p in group.module.parameters() if p.requires_grad]
         clipped = [group.module for group in self.groups if group.clipped]
         self.clipped = [p for module in clipped for p in module.parameters() if p.requires_grad]
+        self.unclipped = [p for p in self.parameters if not any(p is one for one in self.clipped)]
         self.optimizers = optimizers(self.groups, config, accelerator.mixed_precision)
         self.checkpoint = folder / "checkpoint.pt"
         self.logs = folder / "log"
@@ -194,7 +204,7 @@ class Run:
     def add(self, loss: torch.Tensor, logs: dict[str, float | torch.Tensor], share: float = 1.0) -> None:
         """Backward of some of a step's clips, which are so large a share of it."""
         if not torch.isfinite(loss):
-            raise UserError(f"{self.title}: the loss became {float(loss)} at step {self.step}; lower the learning rate")
+            raise UserError(f"{self.title}: the loss became {float(loss)} at step {self.step}; {LOWER}")
         if not self.sums:
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
@@ -209,10 +219,13 @@ class Run:
             for slot, group in zip(optimizer.param_groups, self.groups, strict=True):
                 slot["lr"] = optimizer.defaults["lr"] * factor * group.factor if self.step >= group.begin else 0.0
         average(self.accelerator, [p.grad for p in self.parameters if p.grad is not None])
-        norm = self.accelerator.clip_grad_norm_(self.clipped, self.config.clip or math.inf)
+        norm = float(self.accelerator.clip_grad_norm_(self.clipped, self.config.clip or math.inf))
+        rest = float(get_total_norm([p.grad for p in self.unclipped if p.grad is not None]))
+        if not math.isfinite(norm + rest):  # before it gets into the weights, and with them into a checkpoint
+            raise UserError(f"{self.title}: the gradient became {norm + rest} at step {self.step}; {LOWER}")
         for optimizer in self.optimizers:
             optimizer.step()
-        self._log(self.sums | {"gradient_norm": float(norm)})
+        self._log(mean_of_all(self.accelerator, self.sums) | {"gradient_norm": norm})
         self.sums = {}
         self.step += 1
         self.bar.advance(1, loss=self.averages["loss"])
@@ -237,7 +250,7 @@ class Run:
         """All that a resumed run needs: step, weights, optimiser, averages, log; draws come from (seed, step)."""
         state = {
             "step": self.step,
-            "modules": [module.state_dict() for module in self.modules],
+            "modules": [kept(module) for module in self.modules],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "averages": self.averages,
             "history": self.history,
@@ -258,7 +271,8 @@ class Run:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         others = [{}, *state.get("others", [])]
         for number, weights in enumerate(state["modules"]):
-            self.modules[number].load_state_dict(others[self.accelerator.process_index].get(number, weights))
+            module, own = self.modules[number], others[self.accelerator.process_index].get(number, weights)
+            module.load_state_dict(module.state_dict() | own)
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         self.step, self.averages, self.history = state["step"], state["averages"], state["history"]
