@@ -15,7 +15,7 @@ COLUMNS = (  # file of the metrics, what its keys begin with
     ("plain_ldm/evaluate", ""),
     *(
         ("evaluate", f"controls.{name}.")
-        for name in ("ground_truth", "ground_truth_codes", "shuffled_codes", "copy_first_frame")
+        for name in ("ground_truth", "ground_truth_codes", "shuffled_codes", "random_codes", "copy_first_frame")
     ),
 )
 BLOCKS = ("blocks.tower", "blocks.horse", "blocks.person")
@@ -44,12 +44,52 @@ def test_table_of_results(title):
     assert said == [" / ".join("-" if value is None else f"{value:.{digits}f}" for value in row) for row in measured]
 
 
-def test_sentence_of_the_state():
+def percent(key: str, prefix: str = "", name: str = "evaluate") -> str:
+    return f"{100 * figure(name, prefix + key):.0f} %"
+
+
+def built(prefix: str = "") -> str:
+    return f"{100 * sum(figure('evaluate', prefix + key) for key in BLOCKS) / 3:.0f} %"
+
+
+def test_sentences_of_the_state():
     text = " ".join(re.search(r"> \*\*State\.\*\*.*?\n\n", README, re.DOTALL).group().replace(">", "").split())
     own, other, copy = (figure("train_dldm", f"render.psnr{name}") for name in ("", "_other_codes", "_copy"))
-    assert f"{own - copy:.1f} dB closer to the real one" in text and f"{own - other:.1f} dB closer than" in text
-    for key, prefix in (("step_3", ""), ("step_3", "controls.shuffled_codes."), ("step_7", "")):
-        assert f"{100 * figure('evaluate', f'{prefix}paper.{key}'):.0f} %" in text, f"{prefix}{key}"
+    real, shuffled, random = (f"controls.{name}_codes." for name in ("ground_truth", "shuffled", "random"))
+    tower, horse, person = map(percent, BLOCKS)
+    for words in (
+        f"{own - copy:.1f} dB closer to the real one",
+        f"{own - other:.1f} dB closer than",
+        f"fold {percent('paper.step_7')} of the papers to the end",
+        f"the real video's own codes: {percent('paper.step_7', real)}; shuffled codes: none",
+        f"planes {percent('tasks.paper_airplane')} and boats {percent('tasks.paper_boat')}",
+        f"three folds of seven in {percent('paper.step_3')}",
+        f"shuffled codes {percent('paper.step_3', shuffled)}, random ones {percent('paper.step_3', random)}",
+        f"build {built()} of the block figures, towers {tower}, horses {horse}, persons {person}",
+        f"the real video's codes {built(real)}, shuffled ones {built(shuffled)}, random ones {built(random)}",
+        f"raise its loss by {percent('denoise.rise_tokens', name='train_dldm')}",
+        f"{own:.2f} dB over moving pixels, {figure('warmup_dldm', 'render.psnr'):.2f} dB",
+    ):
+        assert words in text
+    assert figure("evaluate", f"{shuffled}paper.step_7") == 0, "none"
+
+
+STATE = (ROOT / "docs" / "state.md").read_text(encoding="utf-8")
+TOLD = {  # row of the table of figures: what its second cell begins with, the interval of the last step left out
+    "paper steps 1 / 2 / 3 / 4 / 7, strict": "",
+    "of shuffled codes, strict": "controls.shuffled_codes.",
+    "of random codes, strict": "controls.random_codes.",
+    "of the real video's codes, strict": "controls.ground_truth_codes.",
+}
+
+
+@pytest.mark.parametrize("title", TOLD)
+def test_table_of_the_state(title):
+    (line,) = (
+        line for line in STATE.split("## Figures of the committed run")[1].splitlines() if f"| {title} |" in line
+    )
+    said = re.findall(r"[\d.]+", re.sub(r"\(.*?\)", "", line.split("|")[2]))
+    assert said == [f"{figure('evaluate', f'{TOLD[title]}paper.step_{k}'):.2f}" for k in (1, 2, 3, 4, 7)]
 
 
 STEPS = [f"paper.step_{k}" for k in range(1, 8)]
