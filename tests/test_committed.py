@@ -85,9 +85,8 @@ TOLD = {  # row of the table of figures: what its second cell begins with, the i
 
 @pytest.mark.parametrize("title", TOLD)
 def test_table_of_the_state(title):
-    (line,) = (
-        line for line in STATE.split("## Figures of the committed run")[1].splitlines() if f"| {title} |" in line
-    )
+    table = STATE.split("## Figures of the committed run")[1]
+    line = next(line for line in table.splitlines() if line.startswith(f"| {title} |"))
     said = re.findall(r"[\d.]+", re.sub(r"\(.*?\)", "", line.split("|")[2]))
     assert said == [f"{figure('evaluate', f'{TOLD[title]}paper.step_{k}'):.2f}" for k in (1, 2, 3, 4, 7)]
 
