@@ -31,7 +31,7 @@ from vw2.evaluation import benchmark
 from vw2.evaluation.benchmark import CEILING, COPY, TIMED
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import Perceptual, lpips_model
-from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_video
+from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_rollout
 from vw2.files import read_table
 from vw2.models.classifier import StepClassifier, load_classifier
 from vw2.provenance import runtime, write_metrics
@@ -76,7 +76,7 @@ def judge_case(
     rows = []
     for name, sample, path in work:
         frames = case.frames if name == CEILING else np.repeat(case.frames[:1], len(case.frames), 0)
-        frames = frames if path is None else read_video(folder / path, case.frames)
+        frames = frames if path is None else read_rollout(folder / path, case.frames)
         eye = None if name == CEILING else perceptual  # of the real video there is nothing to see
         row = judge_video(frames, case, classifier, config, eye, timed=name in TIMED)
         rows.append({"name": name, "video": case.video, "sample": sample, "task": case.task, **row})

@@ -28,6 +28,7 @@ from vw2.console import UserError, console, run, say, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
+from vw2.media.decode import read_video
 from vw2.media.encode import write_preview
 from vw2.media.sheet import write_sheet
 from vw2.models.ar import ARTransformer, CodeShape, split_words, unheard
@@ -45,7 +46,6 @@ from vw2.rollout import (
     picture_name,
     plan,
     read_picture,
-    read_video,
     render_all,
     sample_codes,
 )

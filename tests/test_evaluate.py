@@ -440,6 +440,17 @@ def test_report_shows_what_there_is(evaluate, tmp_path):
     assert "have no labels" in page and "key steps" not in page and "PSNR" in page
 
 
+def test_report_refuses_a_rollout_that_is_no_video_of_the_clips_size(evaluate, tmp_path):
+    assert evaluate(Reader()) == ""
+    worst = tmp_path / "data" / "rollout" / "vw2" / "test_0_0.mp4"
+    write_video(worst, np.zeros((3, SIDE, 2 * SIDE, 3), np.uint8), 16.0)
+    with pytest.raises(UserError, match="test_0_0.mp4 is 32x16 but the clips are 16x16; run `dvc repro rollout` again"):
+        report_stage.main("vw2")
+    worst.write_bytes(b"not a video")
+    with pytest.raises(UserError, match="test_0_0.mp4 .*; run `dvc repro rollout` again"):
+        report_stage.main("vw2")
+
+
 def test_worst_rollouts_come_first():
     rows = rows_of("vw2", {"a": [7, 2], "b": [1, 7], "c": [7]}) + rows_of("random_codes", {"a": [0]})
     found = report.worst(benchmark.results_table(rows), benchmark.CONTROLS, 2)

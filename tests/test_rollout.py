@@ -13,7 +13,7 @@ from vw2 import rollout as module
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, write_codes
 from vw2.guardrail import Guardrail
-from vw2.media.decode import read_frames
+from vw2.media.decode import read_video
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.renderer import DLDMRenderer, LDMRenderer
 from vw2.rollout import (
@@ -225,7 +225,7 @@ def test_videos_are_written_and_an_interrupted_run_goes_on(tmp_path):
     render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path)
     files = {row.name: tmp_path / f"{row.name}.mp4" for row in rows}
     for row in rows:
-        frames = np.stack([frame for _, frame in read_frames(files[row.name])])
+        frames = read_video(files[row.name])
         assert frames.shape == (len(row.codes) * (T - 1) + 1, SIDE, SIDE, 3)
         if row.codes.shape[0] == 1:
             assert abs(int(frames[-1].mean()) - int(frames[0].mean()) - (T - 1)) <= 2
@@ -253,7 +253,7 @@ class Censor:
 
 
 def frames_of(path: Path) -> np.ndarray:
-    return np.stack([frame for _, frame in read_frames(path)]).astype(int)
+    return read_video(path).astype(int)
 
 
 def test_a_refused_video_is_black_and_named(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from vw2.data import manifest
 from vw2.data.codes import CodesInfo, write_codes
 from vw2.data.shards import ClipStore
 from vw2.guardrail import Guardrail
-from vw2.media.decode import read_frames
+from vw2.media.decode import read_video
 from vw2.models import backends
 from vw2.models.ar import ARConfig, ARInputs, ARTransformer, CodeShape
 from vw2.models.ar_files import save_ar
@@ -76,7 +76,7 @@ def checker(monkeypatch) -> Recorder:
 
 
 def frames_of(path: Path) -> np.ndarray:
-    return np.stack([frame for _, frame in read_frames(path)]).astype(int)
+    return read_video(path).astype(int)
 
 
 def draw(image: str = "a/X.png", variant: str = "vw2", told: str = TOLD, params: Path = PARAMS) -> None:

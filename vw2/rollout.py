@@ -20,7 +20,7 @@ from vw2.console import UserError, progress, say
 from vw2.data.codes import CodeStore
 from vw2.evaluation.codes import random_codes, shuffle_steps
 from vw2.guardrail import Guardrail
-from vw2.media.decode import MediaError, read_frames, read_image
+from vw2.media.decode import MediaError, read_image
 from vw2.media.encode import write_video
 from vw2.media.resize import Fit, resize_frame, to_model, to_uint8
 from vw2.models.ar import ARTransformer, split_words, word_ids
@@ -206,11 +206,6 @@ def picture_name(picture: Path, variant: str, instruction: str) -> str:
     if len(name.encode()) > LONGEST:  # characters of up to 4 bytes
         return f"{name[: LONGEST // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
-
-
-def read_video(path: Path) -> np.ndarray:
-    """All frames (T, H, W, 3) uint8 of a video that was rendered."""
-    return np.stack([frame for _, frame in read_frames(path)])
 
 
 def render_all(

@@ -21,7 +21,7 @@ from vw2.console import UserError
 from vw2.data.frame_rate import source_index
 from vw2.evaluation.quality import Perceptual, align, lpips_distance, video_quality
 from vw2.evaluation.success import N_STEPS, Order, final_state, predict, step_targets, steps_reached
-from vw2.media.decode import MediaError, read_frames
+from vw2.media.decode import MediaError, read_video
 
 HAND_SIDE = 64  # hand distances are given in pixels of a picture this wide, whatever the clips' size
 UNCLEAR = "unclear"  # final state that does not hold
@@ -174,10 +174,10 @@ def judge_video(
     return row
 
 
-def read_video(path: Path, like: np.ndarray) -> np.ndarray:
+def read_rollout(path: Path, like: np.ndarray) -> np.ndarray:
     """(F, H, W, 3) uint8. Raises: UserError if it is damaged or not of the size of the real video `like`."""
     try:
-        frames = np.stack([frame for _, frame in read_frames(path)])
+        frames = read_video(path)
     except MediaError as error:
         raise UserError(f"{path} {error}; run `dvc repro rollout` again") from error
     if frames.shape[1:] != like.shape[1:]:
