@@ -60,7 +60,7 @@ def failure_rows(results: pl.DataFrame, rollout: Path) -> list[tuple[str, np.nda
     """Rows of the contact sheet: the real video, then the worst rollouts of a task."""
     bad = worst(results, CONTROLS, PER_TASK)
     shown = set(bad["task"].unique(maintain_order=True).to_list()[:TASKS])
-    files = {(name, video, sample): path for name, video, sample, path in read_rollouts(rollout).iter_rows()}
+    files = {(name, video, sample): path for name, video, sample, path, _ in read_rollouts(rollout).iter_rows()}
     store = ClipStore(CLIPS)
     rows = []
     for row in bad.iter_rows(named=True):

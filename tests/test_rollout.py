@@ -261,7 +261,8 @@ def test_a_refused_video_is_black_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "say", lines.append)
     rows = [make_row(f"vw2/{name}_0", 1, (i,)) for i, name in enumerate("abcde")]
     censor = Censor(rows[1].first, rows[4].first)
-    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    refused = render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    assert refused == {"vw2/b_0", "vw2/e_0"}
     assert censor.seen == 5, "the others are drawn all the same"
     for number, row in enumerate(rows):
         frames = frames_of(tmp_path / f"{row.name}.mp4")
@@ -271,10 +272,10 @@ def test_a_refused_video_is_black_and_named(tmp_path, monkeypatch):
     assert "refuses 2 of 5 videos" in line and line.endswith("black: vw2/b_0, vw2/e_0")
     # a run that goes on after it knows of both, though it draws one of them alone
     (tmp_path / "vw2/e_0.mp4").unlink()
-    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    assert render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor)) == refused
     assert censor.seen == 6 and lines == [line, line]
     lines.clear()
-    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path / "other", Guardrail(Censor()))
+    assert not render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path / "other", Guardrail(Censor()))
     assert not lines
 
 

@@ -217,10 +217,11 @@ def render_all(
     folder: Path,
     guard: Guardrail = Guardrail(),
     strict: bool = False,
-) -> None:
+) -> set[str]:
     """mp4s in `folder`; a batch all of whose files are there is not rendered again.
 
     Args: strict: a video that the guardrail refuses ends it all; else it is black, and a note names it.
+    Returns: names of the rows that the guardrail refuses.
     Raises: UserError if it is strict and a video is refused.
     """
 
@@ -247,3 +248,4 @@ def render_all(
     if black := [row.name for row in rows if mark(row).exists()]:
         count = f"{len(black)} of {len(rows)} videos"
         say(f"the guardrail refuses {count} as unsafe; they are left black: {', '.join(black)}")
+    return set(black)

@@ -25,7 +25,11 @@ WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."
 # what may stand before bare names: top-level keys of a file
 CONTAINERS = ("", "model.", "state_dict.", "model_state_dict.", "params.")
 PARALLEL = "module"  # part of names that DistributedDataParallel puts in, wherever it is wrapped around
-AVERAGES = ("ema", "model_ema", "averaged_model")  # parts of names of averaged weights, beside those that begin or end with ema
+AVERAGES = (
+    "ema",
+    "model_ema",
+    "averaged_model",
+)  # parts of names of averaged weights, beside those that begin or end with ema
 DEPTH, ENTRIES = 16, 200_000  # the most of nested dictionaries; no training state comes near, hostile files do
 
 
