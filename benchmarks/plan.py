@@ -22,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stages.preset import laid, read
 from vw2.console import run
 from vw2.models import attend
-from vw2.models.backends import random_cosmos
-from vw2.models.cosmos import CosmosConfig
+from vw2.models.backends import true_cosmos
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.port import VideoVAE
@@ -309,7 +308,7 @@ def main(tflops: float = typer.Option(400.0, help="Sustained speed of one GPU, T
     values = values_of(PRESET)
     config, sizes = config_of(values), [values["clip"][key] for key in ("frames", "height", "width")]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        prior = random_cosmos(CosmosConfig(tokens=config.backend.tokens, attention=config.backend.attention))
+        prior = true_cosmos(config.backend)
         dldm, (frames, *sides) = DLDM(config, prior), sizes
         latents = prior.vae.latent, 1 + (frames - 1) // config.stride, *(side // prior.vae.side for side in sides)
         parts = [ldm_part(dldm, frames), *vdm_parts(dldm, latents), vae_part(prior.vae, *sizes)]

@@ -4,7 +4,6 @@ Networks at the preset's size with random weights, one clip of noise over and ov
 stage; nothing is downloaded and nothing is written. What a preset needs is planned in docs/plan_paper.md.
 """
 
-from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
@@ -14,8 +13,7 @@ from accelerate import Accelerator
 
 from benchmarks.plan import GIB, values_of
 from vw2.console import run, table, track
-from vw2.models.backends import BackendConfig, random_cosmos, random_mini, random_wan
-from vw2.models.cosmos import CosmosConfig
+from vw2.models.backends import BACKENDS, BackendConfig, random_mini
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.port import VideoPrior
@@ -27,12 +25,12 @@ from vw2.training.fit import fit
 from vw2.training.joint import JointConfig
 from vw2.training.run import Group, LongOptimConfig, optimizers
 
-# a back end's networks at true size, random
-RANDOM: dict[str, Callable[[BackendConfig, dict], VideoPrior]] = {
-    "mini": lambda _, values: random_mini(build(PriorModelConfig, values["prior"]["model"], "prior.model")),
-    "cosmos": lambda config, _: random_cosmos(CosmosConfig(tokens=config.tokens, attention=config.attention)),
-    "wan": lambda _, __: random_wan(),
-}
+
+def networks(config: BackendConfig, values: dict) -> VideoPrior:
+    """A back end's, random, at the preset's size."""
+    if config.kind == "mini":
+        return random_mini(build(PriorModelConfig, values["prior"]["model"], "prior.model"))
+    return BACKENDS[config.kind].random(config)
 
 
 def peak(device: torch.device) -> float:
@@ -47,7 +45,7 @@ class Step:
         self.accelerator, clip = accelerator, values["clip"]
         config = fit(build(DLDMConfig, values["dldm"], "dldm"), clip["frames"])
         self.optim: LongOptimConfig = build(JointConfig, values["train_dldm"], "train_dldm").optim
-        prior = RANDOM[config.backend.kind](config.backend, values)
+        prior = networks(config.backend, values)
         prior.vdm.to(config.backend.torch_dtype)
         self.dldm, self.vae = DLDM(config, prior).to(accelerator.device).train(), prior.vae.to(accelerator.device)
         self.vae.eval().requires_grad_(False)

@@ -3,13 +3,14 @@
 In:  data/rollout (rollouts.parquet and its mp4s), data/clips (real videos of split test), data/manifest.parquet,
      data/truth.parquet, data/classifier; params groups seed, compute, evaluate.
      --variant plain_ldm: data/plain_ldm/rollout, data/evaluate.
-Out: metrics/evaluate.json (paper.step_1..7, blocks.*, quality.*, and the same below controls.<name>), data/evaluate/
-     results.parquet (one row per judged video), plots/survival.csv, plots/evaluate.png.
+Out: metrics/evaluate.json (paper.step_1..7, blocks.*, quality.*, refused, and the same below controls.<name>),
+     data/evaluate/results.parquet (one row per judged video), plots/survival.csv, plots/evaluate.png.
      --variant plain_ldm: metrics/plain_ldm/evaluate.json (and minus_vw2.*: how far it is above VideoWorld 2, case by
      case), data/plain_ldm/evaluate, plots/plain_ldm/....
 Controls that need no model are made here: ground_truth (real videos, the ceiling) and copy_first_frame.
 Time and memory at the committed sizes: 1 to 3 minutes on two cores, 2 GiB. Headline: paper.step_7 near that of the
 control ground_truth_codes, far above shuffled_codes and copy_first_frame. Interrupted runs go on where they stopped.
+Videos that the guardrail refused are black; they count as failures, and `refused` says how many they are.
 Without labels (own videos) success is skipped (`skipped: 1`, in a mixture for these alone) and pixels are compared.
 Tiny run: python -m stages.preset smoke && dvc repro evaluate
 """
@@ -31,7 +32,7 @@ from vw2.evaluation import benchmark
 from vw2.evaluation.benchmark import CEILING, COPY, TIMED
 from vw2.evaluation.plots import write_plot
 from vw2.evaluation.quality import Perceptual, lpips_model
-from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_video
+from vw2.evaluation.videos import Case, EvaluateConfig, judge_video, make_case, read_rollout
 from vw2.files import read_table
 from vw2.models.classifier import StepClassifier, load_classifier
 from vw2.provenance import runtime, write_metrics
@@ -46,19 +47,19 @@ CLASSIFIER = Path("data/classifier")
 OUT = Path("data/evaluate")  # beside the rollouts of a variant
 ROOT = Path(__file__).parents[1]
 LPIPS_SIDE = 32  # pixels; AlexNet cannot look at less
+Job = tuple[str, int, str | None, bool]  # name, sample, file (None for what needs none), refused by the guardrail
 
 
-def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[str, int, str | None]]]:
-    """Video that was rolled out -> (name, sample, file) of what is judged beside it; the file is None for what needs
-    none.
+def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[Job]]:
+    """Video that was rolled out -> what is judged beside it.
 
     Claim and controls are of the same videos, also where `rollout.max_cases` or `ar.sources` left some out.
     """
     rolled = set(rollouts["video"])
-    work = {video: [(CEILING, 0, None), (COPY, 0, None)] for video in store.videos() if video in rolled}
-    for name, video, sample, path in rollouts.sort("name", "video", "sample").iter_rows():
+    work = {video: [(CEILING, 0, None, False), (COPY, 0, None, False)] for video in store.videos() if video in rolled}
+    for name, video, sample, path, refused in rollouts.sort("name", "video", "sample").iter_rows():
         if video in work:
-            work[video].append((name, sample, path))
+            work[video].append((name, sample, path, refused))
     if lost := sorted(rolled - set(work)):
         say(f"{len(lost)} rollouts have no real video beside them ({lost[0]}, ...) and are not judged")
     return work
@@ -66,7 +67,7 @@ def list_work(rollouts: pl.DataFrame, store: ClipStore) -> dict[str, list[tuple[
 
 def judge_case(
     case: Case,
-    work: list,
+    work: list[Job],
     folder: Path,
     classifier: StepClassifier | None,
     perceptual: Perceptual | None,
@@ -74,11 +75,11 @@ def judge_case(
 ) -> list[dict]:
     """One row of results per video that is judged beside a case."""
     rows = []
-    for name, sample, path in work:
+    for name, sample, path, refused in work:
         frames = case.frames if name == CEILING else np.repeat(case.frames[:1], len(case.frames), 0)
-        frames = frames if path is None else read_video(folder / path, case.frames)
+        frames = frames if path is None else read_rollout(folder / path, case.frames)
         eye = None if name == CEILING else perceptual  # of the real video there is nothing to see
-        row = judge_video(frames, case, classifier, config, eye, timed=name in TIMED)
+        row = judge_video(frames, case, classifier, config, eye, name in TIMED, refused)
         rows.append({"name": name, "video": case.video, "sample": sample, "task": case.task, **row})
     return rows
 

@@ -26,7 +26,7 @@ from vw2.closure import import_closure
 from vw2.console import UserError, progress, run, table
 from vw2.data.codes import CodesInfo, CodeStore, write_codes
 from vw2.data.shards import ClipStore
-from vw2.evaluation.codes import code_report
+from vw2.evaluation.codes import code_report, dead_digits
 from vw2.media.resize import to_model
 from vw2.models.layers import device_of
 from vw2.models.ldm import LDM
@@ -80,13 +80,16 @@ def video_report(codes: CodeStore) -> pl.DataFrame:
 
 
 def summary(codes: CodeStore) -> dict[str, dict[str, float]]:
-    """Use of the codebook by all codes of a split, for splits train and test where present."""
+    """Use of the codebook by all codes of a split, for splits train and test where present.
+
+    As `codes.dead_digits` of the training stages, `dead_digits` counts those of each query.
+    """
     values = {}
     for split in ("train", "test"):
         videos = codes.videos(split)
         if videos:
-            report = code_report(codes.stacked(videos), codes.info.levels)
-            report["dead_digits"] = len(report["dead_digits"])
+            chosen, levels = codes.stacked(videos), codes.info.levels
+            report = code_report(chosen, levels) | {"dead_digits": int(dead_digits(chosen, levels).sum())}
             for key in ("entropy_bits", "used", "used_fraction", "perplexity", "dead_digits"):
                 values[f"{split}.{key}"] = {"value": report[key], "n": report["n"]}
     return values

@@ -5,7 +5,8 @@ The warm-up on the craft tasks, and the plain LDM after it, begin from these wei
 In:  params groups seed, compute, craft (its size), prior (how many clips it saw, their length), dldm (its ldm part),
      pretrain_ldm. The corpus is rendered: purposeless clips that the prior has not seen either.
 Out: data/pretrained/{ldm.safetensors (bf16),config.json,record.json,training.tsv}, metrics/pretrain_ldm.json,
-     plots/pretrain_ldm.png (real, coarse, with own and with another clip's codes).
+     plots/pretrain_ldm.png (real, coarse, with own and with another clip's codes), benchmarks/runtime/pretrain_ldm.json
+     (steps and seconds of the rounds that were trained; commit it with the weights).
 Time and memory at the committed sizes: an hour a round on two cores, 6 GiB. The stage is frozen in dvc.yaml, its output
 committed; `python -m stages.pretrain_ldm && dvc commit -f pretrain_ldm` makes it anew. A round begins with the weights
 of the one before as they are saved, with clips and a schedule of its own; so one more costs no more than itself: raise
@@ -36,7 +37,7 @@ from vw2.models.ldm import LDM
 from vw2.models.ldm_files import save_ldm
 from vw2.models.pretrained import load_whole
 from vw2.models.renderer import LDMRenderer
-from vw2.provenance import runtime, write_metrics
+from vw2.provenance import COMMITTED, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
@@ -100,7 +101,7 @@ def main(
         first = seen + HELD_OUT + number * config.clips
         return corpus(craft, first, config.clips, frames, folder / f"corpus_{number}", workers)
 
-    with runtime("pretrain_ldm"):
+    with runtime("pretrain_ldm", COMMITTED, folder / "seconds", steps=(config.rounds - begin) * config.optim.steps):
         held_out = corpus(craft, seen, HELD_OUT, frames, folder / "held_out", workers)
         ldm = LDM(ldm_config).to(accelerator.device)
         for number in range(begin, config.rounds):

@@ -2,8 +2,9 @@
 
 In:  nothing but parameters (groups seed, craft, prior, compute): the corpus is rendered.
 Out: data/prior/{vae,transformer}.safetensors (bf16, <= 20 MB), data/prior/config.json, data/prior/*.tsv (logs),
-     metrics/pretrain_prior.json, plots/pretrain_prior.png (real clips, reconstructions, samples from the first frame).
-Time and memory at the committed sizes: see benchmarks/; 4 GiB. The stage is frozen in dvc.yaml, its output committed;
+     metrics/pretrain_prior.json, plots/pretrain_prior.png (real clips, reconstructions, samples from the first frame),
+     benchmarks/runtime/pretrain_prior.json (steps and seconds; commit it with the weights).
+Time and memory at the committed sizes: see there; 4 GiB. The stage is frozen in dvc.yaml, its output committed;
 `python -m stages.pretrain_prior && dvc commit -f pretrain_prior` makes it anew. Interrupted runs go on where they
 stopped; since it runs for hours, its work in progress is found again by its parameters alone, whatever happened to the
 code in between.
@@ -25,7 +26,7 @@ from vw2.media.resize import to_model, to_uint8
 from vw2.media.sheet import write_sheet
 from vw2.models.flow import normal, sample
 from vw2.models.prior import Prior
-from vw2.provenance import runtime, write_metrics
+from vw2.provenance import COMMITTED, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.streams import Stream
 from vw2.training.compute import ComputeConfig, generator, start
@@ -73,13 +74,14 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     accelerator = start(compute, seed)
     chosen = {"seed": seed, **asdict(config), "craft": asdict(craft), "compute": asdict(compute)}
     folder = scratch_dir("pretrain_prior", fingerprint(chosen, [], []))
-    with runtime("pretrain_prior"):
+    with runtime("pretrain_prior", COMMITTED, folder / "seconds") as rates:
         prior = Prior(config.model).to(accelerator.device)
         corpus = render_corpus(craft, config, folder / "corpus.npy")
         vae_log = train_vae(accelerator, prior, corpus, config, seed, folder / "vae")
         prior.vae.eval().requires_grad_(False)
         latents = encode_corpus(prior, corpus, folder / "latents.npy")
         vdm_log = train_vdm(accelerator, prior, latents, config, seed, folder / "vdm")
+        rates["steps"] = sum(log[-1]["step"] for log in (vae_log, vdm_log) if log)
         with atomic_dir(OUT) as temporary:
             prior.save(temporary, {"seed": seed, "prior": asdict(config), "craft": asdict(craft)})
             for name, log in (("vae", vae_log), ("vdm", vdm_log)):

@@ -9,7 +9,7 @@ In:  data/prior, data/pretrained; params groups seed, compute, craft (its size),
 Out: data/pretrained_vdm/{vdm,projection}.safetensors (bf16, <= 20 MB), record.json (parameters, and hashes of the
      weights it was made from), training.tsv, metrics/pretrain_vdm.json (the loss before, with own and with another
      clip's codes), plots/pretrain_vdm.png (real, the LDM's coarse video, drawn from noise with own and with another
-     clip's codes).
+     clip's codes), benchmarks/runtime/pretrain_vdm.json (steps and seconds; commit it with the weights).
 Time and memory at the committed sizes: half an hour on two cores, 3 GiB. The stage is frozen in dvc.yaml, its output
 committed; `python -m stages.pretrain_vdm && dvc commit -f pretrain_vdm` makes it anew. Interrupted runs go on where
 they stopped; as it runs for long, work in progress is found again by its parameters alone, whatever happened to the
@@ -33,7 +33,7 @@ from vw2.media.sheet import write_sheet
 from vw2.models.begin import begin_joint, check_prior
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.vdm_files import save_taught
-from vw2.provenance import runtime, write_metrics
+from vw2.provenance import COMMITTED, runtime, write_metrics
 from vw2.scratch import atomic_dir, clear, fingerprint, scratch_dir
 from vw2.training.compute import ComputeConfig, start
 from vw2.training.corpus import corpus
@@ -79,7 +79,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     }
     folder = scratch_dir("pretrain_vdm", fingerprint(chosen, [], []))
     workers = worker_count(values["runtime"])
-    with runtime("pretrain_vdm"):
+    with runtime("pretrain_vdm", COMMITTED, folder / "seconds", steps=config.optim.steps):
         store = corpus(craft, first, config.clips, frames, folder / "corpus", workers)
         held_out = corpus(craft, seen, HELD_OUT, frames, folder / "held_out", workers)
         rows = list(range(HELD_OUT))

@@ -19,8 +19,8 @@ from vw2.console import UserError, run, say
 from vw2.data.shards import ClipStore
 from vw2.evaluation.benchmark import CONTROLS, read_rollouts
 from vw2.evaluation.report import page, read_details, verdict, worst
+from vw2.evaluation.videos import read_rollout
 from vw2.files import read_table
-from vw2.media.decode import MediaError, read_frames
 from vw2.media.sheet import write_sheet
 from vw2.scratch import atomic_file
 from vw2.variant import Variant, paths
@@ -60,17 +60,14 @@ def failure_rows(results: pl.DataFrame, rollout: Path) -> list[tuple[str, np.nda
     """Rows of the contact sheet: the real video, then the worst rollouts of a task."""
     bad = worst(results, CONTROLS, PER_TASK)
     shown = set(bad["task"].unique(maintain_order=True).to_list()[:TASKS])
-    files = {(name, video, sample): path for name, video, sample, path in read_rollouts(rollout).iter_rows()}
+    files = {(name, video, sample): path for name, video, sample, path, _ in read_rollouts(rollout).iter_rows()}
     store = ClipStore(CLIPS)
     rows = []
     for row in bad.iter_rows(named=True):
         if row["task"] in shown:
-            path = rollout / files[row["name"], row["video"], row["sample"]]
-            try:
-                frames = np.stack([frame for _, frame in read_frames(path)])
-            except MediaError as error:
-                raise UserError(f"{path} {error}; run `dvc repro rollout` again") from error
-            rows += [(f"{row['task']}: {row['video']}, real", store.video(row["video"])), (verdict(row), frames)]
+            path, real = rollout / files[row["name"], row["video"], row["sample"]], store.video(row["video"])
+            frames = read_rollout(path, real)
+            rows += [(f"{row['task']}: {row['video']}, real", real), (verdict(row), frames)]
     return rows or [("no rollouts", np.full((1, 64, 64, 3), 255, np.uint8))]
 
 

@@ -6,7 +6,7 @@ In:  data/ar, data/dldm, data/prior, data/codes, data/clips, data/manifest.parqu
 Out: data/rollout/<name>/<video>_<sample>.mp4 for name vw2 (`rollout.samples` per test case) and, once per case, the
      controls ground_truth_codes (isolates the AR transformer), shuffled_codes (its codes, steps permuted within the
      video) and random_codes; data/rollout/rollouts.parquet; plots/rollout.png. A video that the guardrail of the back
-     end refuses is left black, and named.
+     end refuses is left black, and named; column `refused` of the table says which.
 --image X.jpg --instruction "fold a paper boat": roll out from a picture of your own, nothing else, into
      rollouts/X_fold-a-paper-boat_<sample>.mp4 and, as a sheet, rollouts/X_fold-a-paper-boat.png (with --variant
      plain_ldm X_plain_ldm_fold-...); here a refusal of the guardrail ends the run.
@@ -28,6 +28,7 @@ from vw2.console import UserError, console, run, say, table
 from vw2.data import manifest
 from vw2.data.codes import read_codes
 from vw2.data.shards import ClipStore
+from vw2.media.decode import read_video
 from vw2.media.encode import write_preview
 from vw2.media.sheet import write_sheet
 from vw2.models.ar import ARTransformer, CodeShape, split_words, unheard
@@ -45,7 +46,6 @@ from vw2.rollout import (
     picture_name,
     plan,
     read_picture,
-    read_video,
     render_all,
     sample_codes,
 )
@@ -153,15 +153,16 @@ def main(
         keys = [f"{video}/{s}" for video in cases for s in range(config.samples)]
         written = sample_codes(ar, renderer.ldm, [firsts[v] for v in each], [told[v] for v in each], keys, config, seed)
         rows = plan(cases, written, codes, firsts, config, seed)
-        render_all(renderer, rows, store.fps, config, seed, folder, guard)
+        refused = render_all(renderer, rows, store.fps, config, seed, folder, guard)
         rates["clips"] = sum(len(row.codes) for row in rows)
         records = []
         for row in rows:
             name, stem = row.name.split("/")
             video, sample = stem.rsplit("_", 1)
             length = len(row.codes) * (store.clip_frames - 1) + 1
-            records.append((name, video, int(sample), f"{row.name}.mp4", len(row.codes), length))
-        columns = {"name": str, "video": str, "sample": int, "path": str, "clips": int, "frames": int}
+            black = row.name in refused
+            records.append((name, video, int(sample), f"{row.name}.mp4", len(row.codes), length, black))
+        columns = {"name": str, "video": str, "sample": int, "path": str, "clips": int, "frames": int, "refused": bool}
         with atomic_dir(place.rollout) as temporary:
             for row in rows:
                 (temporary / row.name).parent.mkdir(parents=True, exist_ok=True)

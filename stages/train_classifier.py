@@ -1,11 +1,14 @@
 """Train the judge: which key step does a frame show, where is the hand, how far is the flap turned?
 
 In:  data/clips, data/truth.parquet, data/manifest.parquet, data/prior (its VAE); params groups seed, compute,
-     classifier and prior.model. Trained on the splits train and fail, as they are and (every `vae_every`-th clip) as
-     the VAE gives them back; measured on the split test, whose appearance families no training frame has.
+     classifier, prior.model and evaluate.hold. Trained on the splits train and fail, as they are and (every
+     `vae_every`-th clip) as the VAE gives them back; measured on the split test, whose appearance families no training
+     frame has.
 Out: data/classifier/{classifier.safetensors,config.json}, metrics/train_classifier.json, plots/train_classifier (one
      TSV per logged number), plots/confusion.csv (a row per test frame). Which frame has which class:
      vw2/evaluation/labels.py. Without truth (own videos) the stage says so and writes config.json with `skipped`.
+     `ceiling.*` is what the judge makes of all real test videos: steps in strict order, every frame decided. Of those
+     that were rolled out, and by the whole rule of the group evaluate, the control ground_truth of evaluate tells it.
 Time and memory at the committed sizes: 1 to 3 minutes on two cores, 6 GiB (mapped clips among it). Expect
 accuracy of 0.98 on unseen appearance.
 Tiny run: python -m stages.preset smoke && python -m stages.train_classifier (after ingest, clip and the prior)
@@ -94,7 +97,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     config = parameters.build(TrainConfig, values["classifier"], "classifier")
     compute = parameters.build(ComputeConfig, values["compute"], "compute")
     prior = parameters.leaf(values, "prior.model", PriorModelConfig)
-    table("train_classifier", asdict(config) | {"classes": len(CLASSES)})
+    if (hold := parameters.leaf(values, "evaluate.hold", int)) < 1:
+        raise UserError(f"evaluate.hold must be at least 1, got {hold}; raise it")
+    table("train_classifier", asdict(config) | {"classes": len(CLASSES), "evaluate.hold": hold})
     truth = read_table(TRUTH)
     if truth.is_empty():
         return skip("the videos have no ground truth, so success cannot be judged and is left out", seed)
@@ -111,7 +116,7 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         with atomic_dir(OUT) as temporary:
             model.save(temporary, {"seed": seed, **asdict(config)})
         trained = load_classifier(OUT).to(device)
-        figures, frames = judge(trained, real, vae, ClipStore(CLIPS).width, config.hold, seed)
+        figures, frames = judge(trained, real, vae, ClipStore(CLIPS).width, hold, seed)
         write_plots(work.history, frames)
         rates["frames_seen"] = config.optim.steps * config.optim.batch
     write_metrics("train_classifier", figures | {"train_frames": sum(map(len, sets))}, seed=seed)

@@ -555,9 +555,14 @@ def test_weights_of_the_vdm_in_bfloat16(kind, keys, changes, autocast, folders):
 def test_true_sizes():
     """Parameters of the published networks, and what the port says of them."""
     with torch.device("meta"):
-        cosmos, wan = BACKENDS["cosmos"].random(), BACKENDS["wan"].random()
+        cosmos, causal, wan = (
+            BACKENDS[kind].random(BackendConfig(kind, weights="x", tokens=tokens))
+            for kind, tokens in (("cosmos", 512), ("cosmos", 0), ("wan", 0))
+        )
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert (count(cosmos.vdm), count(cosmos.vae)) == (1_956_413_440, 126_892_531)
+    assert count(causal.vdm) == count(cosmos.vdm) + 1024, "one learned token in front of the codes"
+    assert (cosmos.vdm.config.attention, causal.vdm.config.attention) == ("full", "causal")
     assert (count(wan.vdm.transformer), count(wan.vae)) == (4_999_787_712, 704_688_668)
     assert (cosmos.vae.latent, cosmos.vae.side, cosmos.vdm.patch, cosmos.vdm.width, cosmos.vdm.context) == (
         (16, 8, 2, 2048, 1024)

@@ -24,6 +24,7 @@ from vw2.models.classifier import BackboneConfig, ClassifierConfig, FrameBatch, 
 from vw2.models.layers import device_of
 from vw2.models.prior import PriorModelConfig
 from vw2.training import augment, frames
+from vw2.training import classifier as classifier_training
 from vw2.training.compute import generator
 from vw2.training.run import OptimConfig
 from vw2.worlds.craft import CraftConfig, render_video
@@ -458,11 +459,11 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def write_params(root: Path, prior: PriorModelConfig = PriorModelConfig(), **changes) -> Path:
-    config = stage.TrainConfig(
-        hold=2, vae_every=0, optim=OptimConfig(steps=20, batch=6, lr=1e-3), augment=augment.AugmentConfig(), model=TINY
-    )
+def write_params(root: Path, prior: PriorModelConfig = PriorModelConfig(), hold: int = 2, **changes) -> Path:
+    optim = OptimConfig(steps=20, batch=6, lr=1e-3)
+    config = stage.TrainConfig(vae_every=0, optim=optim, augment=augment.AugmentConfig(), model=TINY)
     tree = {"seed": 0, "compute": {"threads": 1, "dtype": "float32"}, "prior": {"model": asdict(prior)}}
+    tree["evaluate"] = {"hold": hold}
     path = root / "params.yaml"
     with path.open("w") as stream:
         YAML().dump(plain(tree | {"classifier": asdict(config) | changes}), stream)
@@ -487,6 +488,17 @@ def test_stage_keeps_the_contract(world):
         outputs.append(b"".join(p.read_bytes() for p in (stage.OUT / "classifier.safetensors", stage.CONFUSION)))
         shutil.rmtree(stage.OUT)
     assert outputs[0] == outputs[1]  # to the byte
+
+
+def test_the_ceiling_is_that_of_the_hold_of_evaluate(world, monkeypatch):
+    """By a judge that is always right: the paper video shows step 1 in its last 14 frames, and no other."""
+    right = lambda classes, rows, hold: real(perfect(rows)["class"].argmax(1), rows, hold)  # noqa: E731
+    real, found = classifier_training.ceilings, {}
+    monkeypatch.setattr(classifier_training, "ceilings", right)
+    for hold in (14, 15):
+        stage.main(write_params(world, hold=hold))
+        found[hold] = json.loads(Path("metrics/train_classifier.json").read_text())["ceiling"]["paper"]
+    assert found[15] == {f"step_{k}": 0 for k in range(1, 8)} and found[14] == found[15] | {"step_1": 1}
 
 
 def test_stage_computes_where_the_accelerator_says(world, monkeypatch):
@@ -525,8 +537,10 @@ def test_stage_is_skipped_without_truth(world, capsys):
 
 
 def test_stage_tells_what_is_wrong(world):
-    with pytest.raises(UserError, match="hold >= 1"):
+    with pytest.raises(UserError, match="evaluate.hold must be at least 1, got 0"):
         stage.main(write_params(world, hold=0))
+    with pytest.raises(UserError, match="classifier.vae_every must be at least 0, got -1"):
+        stage.main(write_params(world, vae_every=-1))
     stage.TRUTH.unlink()
     with pytest.raises(UserError, match="truth.parquet does not exist; run the stage that makes it"):
         stage.main(write_params(world))

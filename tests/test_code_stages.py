@@ -18,6 +18,7 @@ from vw2.models.ar import ARConfig, ARTransformer, CodeShape
 from vw2.models.ar_files import load_ar
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.ldm_files import save_ldm
+from vw2.training.judge import code_figures
 from vw2.training.sequences import Sequences, hide_words
 from vw2.variant import paths
 
@@ -114,6 +115,17 @@ def test_codes_of_all_videos(monkeypatch):
     monkeypatch.setattr(extract_codes, "CHUNK", 2)
     extract_codes.main("params.yaml", "plain_ldm")
     assert (PLACE.codes / "codes.parquet").read_bytes() == before
+
+
+def test_dead_digits_are_those_of_each_query_as_in_the_training_stages(tmp_path):
+    clips = pl.DataFrame({"video": ["a", "b", "c"], "split": ["train", "train", "test"], "clip": [0, 0, 0]})
+    index = np.array([[[0, 11], [5, 11]], [[10, 7], [11, 3]], [[1, 9], [1, 9]]])  # code = digit of 4 + 4 * digit of 3
+    store = write_codes(tmp_path, clips, index, CodesInfo((4, 3), 2, 2))
+    found = {key: figure["value"] for key, figure in extract_codes.summary(store).items()}
+    assert found["train.dead_digits"] == 1, "the second query's first digit is 3 in all four; the first query's is not"
+    assert found["test.dead_digits"] == 4
+    for split, rows in (("train", index[:2]), ("test", index[2:])):
+        assert code_figures(rows, (4, 3), ["a"])["codes.dead_digits"]["value"] == found[f"{split}.dead_digits"]
 
 
 def test_videos_that_are_cut_are_told(monkeypatch, tmp_path, capsys):

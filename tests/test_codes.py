@@ -32,18 +32,25 @@ def test_report_of_uniform_codes():
     assert report["perplexity"] == pytest.approx(1000)
     assert [digit["used"] for digit in report["digits"]] == LEVELS
     assert [digit["entropy_bits"] for digit in report["digits"]] == pytest.approx([math.log2(n) for n in LEVELS])
-    assert report["dead_digits"] == []
 
 
 def test_report_of_constant_and_of_skewed_codes():
     report = codes.code_report(np.full((5, 4), 123), LEVELS)
     assert (report["entropy_bits"], report["used"], report["perplexity"], report["n"]) == (0.0, 1, 1.0, 20)
-    assert report["dead_digits"] == [0, 1, 2, 3]
     skewed = codes.code_report([0, 0, 8, 16], LEVELS)  # shares 1/2, 1/4, 1/4, all in the second digit
     assert skewed["entropy_bits"] == 1.5 and skewed["used_fraction"] == 0.003
-    assert skewed["dead_digits"] == [0, 2, 3] and skewed["digits"][1] == {"levels": 5, "used": 3, "entropy_bits": 1.5}
+    assert skewed["digits"][1] == {"levels": 5, "used": 3, "entropy_bits": 1.5}
     with pytest.raises(ValueError, match="at least one code"):
         codes.code_report([], LEVELS)
+
+
+def test_a_dead_digit_does_not_hide_behind_another_query():
+    two = np.stack([np.zeros(6, int), np.full(6, 999)], -1).reshape(3, 2, 2)  # clips, steps, queries
+    assert [digit["used"] for digit in codes.code_report(two, LEVELS)["digits"]] == [2, 2, 2, 2], "pooled, none is dead"
+    assert codes.dead_digits(two, LEVELS).tolist() == [[True] * 4] * 2
+    two[0, 1, 1] -= 8  # the second query's second digit moves once
+    assert codes.dead_digits(two, LEVELS).tolist() == [[True] * 4, [True, False, True, True]]
+    assert not codes.dead_digits(np.arange(1000)[:, None], LEVELS).any()
 
 
 def test_changed_fraction():

@@ -112,6 +112,18 @@ def test_outcome_of_each_kind_of_task():
     assert of("paper_boat", *["paper_boat_2"] * 2)["steps"] == 0  # without the first step the second does not count
 
 
+def test_a_refused_video_is_a_failure_whatever_is_seen_in_it():
+    """What the classifier makes of black frames may be the very thing that was asked for."""
+    for task, names in (("paper_boat", PAPER[7:]), ("block_tower", ["block_tower"])):
+        frames = video(*names)
+        row, passed = (judge(frames, task, frames, refused=refused) for refused in (True, False))
+        assert (passed["done"], passed["refused"]) == (True, False)
+        changed = {"done": False, "final": "unclear", "refused": True} | ({"steps": 0} if "steps" in passed else {})
+        assert row == passed | changed
+    own = judge_video(frames, case("block_tower", frames), None, CONFIG, refused=True)
+    assert own["refused"] and {"steps", "done", "final"}.isdisjoint(own), "without labels it is counted alone"
+
+
 def test_lengths_and_lone_frames():
     row = judge(folding("paper_boat")[:9])
     assert (row["length"], row["real_length"], row["whole_length"], row["psnr"]) == (9, 32, LENGTH, MAX_PSNR)
@@ -194,6 +206,8 @@ def test_figures_in_closed_form():
     ]
     rows = rows_of("vw2", {"a": [7, 7, 7], "b": [1, 1, 1], "c": [0, 0, 3]}) + blocks
     rows += rows_of("copy_first_frame", {"a": [0], "b": [0], "c": [0]}, hand_px=4.0, hand_frames=3, angle_frames=0)
+    rows += rows_of("random_codes", {"a": [0], "b": [0]}, refused=True)
+    rows[0]["refused"] = True
     figures = benchmark.benchmark_figures(benchmark.results_table(rows), seed=0)
     value = {key: figure["value"] for key, figure in figures.items()}
     assert value["paper.step_1"] == pytest.approx(7 / 9)
@@ -208,6 +222,8 @@ def test_figures_in_closed_form():
     assert all(value[f"controls.copy_first_frame.paper.step_{step}"] == 0 for step in range(1, 8))
     assert value["controls.copy_first_frame.pose.hand_px"] == 4
     assert not any("angle" in key or "controls.copy_first_frame.length" in key for key in value)
+    counts = {key: (figure["value"], figure["n"]) for key, figure in figures.items() if "refused" in key}
+    assert counts == {"refused": (1, 13), "controls.random_codes.refused": (2, 2)}, "of the rendered videos"
     step = figures["paper.step_1"]
     assert step["n"] == 3 and step["low"] < step["value"] < step["high"]  # by video, not by rollout
     assert figures["controls.copy_first_frame.paper.step_3"]["high"] > 0.3  # none of three videos proves little
@@ -293,7 +309,8 @@ def write_world(root: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             tower = REAL["test_1"][1]
             write_video(path, frames if task == "paper_boat" else tower, 16.0)
-            rows.append({"name": name, "video": id, "sample": 0, "path": f"{name}/{id}_0.mp4", "clips": 1, "frames": 1})
+            place = {"name": name, "video": id, "sample": 0, "path": f"{name}/{id}_0.mp4"}
+            rows.append({**place, "clips": 1, "frames": 1, "refused": False})
     rows.append({**rows[0], "video": "a_still"})
     pl.DataFrame(rows).write_parquet(root / "data" / "rollout" / "rollouts.parquet")
     (root / "data" / "classifier").mkdir()
@@ -337,7 +354,7 @@ def test_stage_keeps_the_contract(evaluate, tmp_path):
     assert found["controls"]["shuffled_codes"]["paper"]["step_2"] == 0
     assert found["controls"]["copy_first_frame"]["paper"]["step_1"] == 0
     assert {"psnr", "ssim"} == set(found["quality"])  # 16 pixels are too few for LPIPS
-    assert "skipped" not in found and found["n"] == 2 and found["seed"] == 0
+    assert "skipped" not in found and found["n"] == 2 and found["seed"] == 0 and found["refused"] == 0
     detail = json.loads((tmp_path / "metrics" / "detail" / "evaluate.json").read_text())
     assert detail["paper"]["step_3"]["n"] == 1 and detail["quality"]["psnr"]["n"] == 2
     results = pl.read_parquet(tmp_path / "data" / "evaluate" / "results.parquet")
@@ -357,6 +374,24 @@ def test_stage_compares_the_plain_ldm_with_videoworld_2(evaluate, tmp_path):
     assert detail["paper"]["step_3"] == {"value": 0.0, "low": None, "high": None, "n": 1}
     assert detail["quality"]["psnr"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 2}, "the same videos"
     assert "minus_vw2" not in json.loads((tmp_path / "metrics" / "evaluate.json").read_text())
+
+
+def test_stage_counts_refused_videos_as_failures(evaluate, tmp_path):
+    path = tmp_path / "data" / "rollout" / "rollouts.parquet"
+    tower = (pl.col("video") == "test_1") & pl.col("name").is_in(["vw2", "random_codes"])
+    rollouts = pl.read_parquet(path)
+    rollouts.with_columns(refused=tower).write_parquet(path)
+    assert evaluate(Reader()) == ""
+    found = json.loads((tmp_path / "metrics" / "evaluate.json").read_text())
+    controls = {name: control.get("refused") for name, control in found["controls"].items()}
+    assert (found["refused"], found["blocks"]["tower"], found["paper"]["step_3"]) == (1, 0, 1)
+    assert controls == {"ground_truth": None, "copy_first_frame": None} | {
+        f"{name}_codes": int(name == "random") for name in ("ground_truth", "shuffled", "random")
+    }
+    results = pl.read_parquet(tmp_path / "data" / "evaluate" / "results.parquet")
+    assert results.filter("refused").select("name", "video").rows() == [("random_codes", "test_1"), ("vw2", "test_1")]
+    rollouts.drop("refused").write_parquet(path)
+    assert "lacks the column refused; run `dvc repro rollout` again" in evaluate(Reader())
 
 
 def test_stage_without_labels_compares_pixels(evaluate, tmp_path):
@@ -412,7 +447,7 @@ def test_stage_goes_on_where_it_stopped(evaluate):
 def test_rollouts_of_training_videos_get_their_controls(tmp_path):
     """Where there is no test split, stages.rollout takes training videos."""
     write_world(tmp_path)
-    rollouts = pl.DataFrame({"name": ["vw2"], "video": ["train_0"], "sample": [0], "path": ["x"]})
+    rollouts = pl.DataFrame({"name": ["vw2"], "video": ["train_0"], "sample": [0], "path": ["x"], "refused": [False]})
     work = evaluate_stage.list_work(rollouts, ClipStore(tmp_path / "data" / "clips"))
     assert [name for name, *_ in work["train_0"]] == ["ground_truth", "copy_first_frame", "vw2"]
     assert list(work) == ["train_0"], "controls are of the videos that were rolled out, no others"
@@ -440,11 +475,24 @@ def test_report_shows_what_there_is(evaluate, tmp_path):
     assert "have no labels" in page and "key steps" not in page and "PSNR" in page
 
 
+def test_report_refuses_a_rollout_that_is_no_video_of_the_clips_size(evaluate, tmp_path):
+    assert evaluate(Reader()) == ""
+    worst = tmp_path / "data" / "rollout" / "vw2" / "test_0_0.mp4"
+    write_video(worst, np.zeros((3, SIDE, 2 * SIDE, 3), np.uint8), 16.0)
+    with pytest.raises(UserError, match="test_0_0.mp4 is 32x16 but the clips are 16x16; run `dvc repro rollout` again"):
+        report_stage.main("vw2")
+    worst.write_bytes(b"not a video")
+    with pytest.raises(UserError, match="test_0_0.mp4 .*; run `dvc repro rollout` again"):
+        report_stage.main("vw2")
+
+
 def test_worst_rollouts_come_first():
     rows = rows_of("vw2", {"a": [7, 2], "b": [1, 7], "c": [7]}) + rows_of("random_codes", {"a": [0]})
     found = report.worst(benchmark.results_table(rows), benchmark.CONTROLS, 2)
     assert found.select("video", "sample").rows() == [("b", 0), ("a", 1)]
-    assert report.verdict(found.row(0, named=True)) == "paper_boat: b, rollout 1, 1 of 7 steps, not done, 21.0 dB"
+    row = found.row(0, named=True)
+    assert report.verdict(row) == "paper_boat: b, rollout 1, 1 of 7 steps, not done, 21.0 dB"
+    assert "rollout 1, refused by the guardrail, 1 of 7 steps" in report.verdict(row | {"refused": True})
 
 
 def test_headline_shows_intervals_and_rival():

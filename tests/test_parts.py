@@ -30,9 +30,8 @@ from vw2.data.shards import ClipStore
 from vw2.interop.checkpoints import export_weights, write_checkpoint
 from vw2.interop.keys_tokenizer import TOKENIZER
 from vw2.media.resize import to_model
-from vw2.models.backends import random_cosmos, random_wan
+from vw2.models.backends import random_wan, true_cosmos
 from vw2.models.causal3d import FrameNorm
-from vw2.models.cosmos import CosmosConfig
 from vw2.models.dldm import DLDM, JointBatch
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.drawing import Painting
@@ -317,7 +316,7 @@ def test_true_sizes_without_a_connector(name):
 def test_the_whole_release():
     chosen = preset("release")
     with torch.device("meta"):
-        prior = random_cosmos(CosmosConfig(tokens=chosen.backend.tokens))
+        prior = true_cosmos(chosen.backend)
         dldm = DLDM(chosen, prior)
     count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters())  # noqa: E731
     assert count(dldm.ldm) == RELEASE and len(export_weights(dldm.ldm, TOKENIZER)) == 467
@@ -343,7 +342,7 @@ def test_the_whole_paper():
     """VDM with one learned token in front of the codes, the projection in the place of the connector."""
     chosen = preset("paper")
     with torch.device("meta"):
-        prior = random_cosmos(CosmosConfig(tokens=chosen.backend.tokens, attention="causal"))
+        prior = true_cosmos(chosen.backend)
         dldm = DLDM(chosen, prior)
     count = lambda *modules: sum(p.numel() for module in modules for p in module.parameters())  # noqa: E731
     assert count(dldm.ldm) == RELEASE - CONNECTOR and count(dldm.vdm) == 1_956_413_440 + 1024

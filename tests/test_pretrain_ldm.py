@@ -1,6 +1,7 @@
 """Pretraining in rounds: one more round gives what all rounds at once give; a wrong number of rounds is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -9,6 +10,7 @@ from tiny_stages import OPTIM, write_params
 from stages import pretrain_ldm
 from stages.pretrain_ldm import OUT, main
 from vw2.console import UserError
+from vw2.files import read_json
 from vw2.params import load
 from vw2.training.pretrain_ldm import LOG, WEIGHTS, PretrainLDMConfig, check_made
 from vw2.training.run import OptimConfig
@@ -61,6 +63,8 @@ def test_only_the_last_of_three_rounds_is_trained(folder, monkeypatch):
     with pytest.raises(UserError, match="made with pretrain_ldm.colours 0.5, params.yaml says 0.1"):
         check_made(OUT, replace(made, colours=0.1))
     assert pl.read_csv(OUT / LOG, separator="\t")["step"].to_list() == [2, 4, 6]
+    spent = read_json(Path("benchmarks/runtime/pretrain_ldm.json"))
+    assert spent["steps"] == 2 and spent["seconds"] > 0, "of the one round"
 
 
 @pytest.mark.parametrize(("key", "value"), [("rounds", 0), ("clips", 0), ("colours", 1.5)])

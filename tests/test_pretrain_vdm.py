@@ -68,6 +68,8 @@ def test_joint_stage_begins_with_the_vdm_that_was_taught(folder, monkeypatch):
     figures = read_json(Path("metrics/pretrain_vdm.json"))
     assert {"before", "own", "rise_tokens"} <= set(figures["denoise"])
     assert {"psnr", "psnr_copy"} <= set(figures["render"])
+    spent = read_json(Path("benchmarks/runtime/pretrain_vdm.json"))
+    assert spent["steps"] == 2 and spent["seconds"] > 0
 
     warmup_dldm.main(file)
     begun = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +74,20 @@ def test_runtime(tmp_path):
     assert set(written) == {"seconds", "peak_memory_gib", "workers", "clips_per_second"}
     assert written["clips_per_second"] == 12.3457 and 0 <= written["seconds"] < 5
     assert 0.005 < written["peak_memory_gib"] < 64
+
+
+def test_runtime_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    clock = iter([10.0, 15.0, 100.0, 103.0, 200.0, 200.5])
+    monkeypatch.setattr(provenance, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    for _ in range(2):  # 5 seconds, then 3
+        with pytest.raises(KeyboardInterrupt):
+            with provenance.runtime("teach", tmp_path, tmp_path / "scratch" / "seconds", steps=20):
+                raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*.json")) == []
+    with provenance.runtime("teach", tmp_path, tmp_path / "scratch" / "seconds", steps=20):
+        pass
+    written = _read(tmp_path / "runtime" / "teach.json")
+    assert (written["seconds"], written["steps"]) == (8.5, 20)
 
 
 def test_runtime_of_a_failure_is_not_recorded(tmp_path):

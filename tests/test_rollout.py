@@ -13,7 +13,7 @@ from vw2 import rollout as module
 from vw2.console import UserError
 from vw2.data.codes import CodesInfo, write_codes
 from vw2.guardrail import Guardrail
-from vw2.media.decode import read_frames
+from vw2.media.decode import read_video
 from vw2.media.resize import to_model, to_uint8
 from vw2.models.renderer import DLDMRenderer, LDMRenderer
 from vw2.rollout import (
@@ -225,7 +225,7 @@ def test_videos_are_written_and_an_interrupted_run_goes_on(tmp_path):
     render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path)
     files = {row.name: tmp_path / f"{row.name}.mp4" for row in rows}
     for row in rows:
-        frames = np.stack([frame for _, frame in read_frames(files[row.name])])
+        frames = read_video(files[row.name])
         assert frames.shape == (len(row.codes) * (T - 1) + 1, SIDE, SIDE, 3)
         if row.codes.shape[0] == 1:
             assert abs(int(frames[-1].mean()) - int(frames[0].mean()) - (T - 1)) <= 2
@@ -253,7 +253,7 @@ class Censor:
 
 
 def frames_of(path: Path) -> np.ndarray:
-    return np.stack([frame for _, frame in read_frames(path)]).astype(int)
+    return read_video(path).astype(int)
 
 
 def test_a_refused_video_is_black_and_named(tmp_path, monkeypatch):
@@ -261,7 +261,8 @@ def test_a_refused_video_is_black_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "say", lines.append)
     rows = [make_row(f"vw2/{name}_0", 1, (i,)) for i, name in enumerate("abcde")]
     censor = Censor(rows[1].first, rows[4].first)
-    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    refused = render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    assert refused == {"vw2/b_0", "vw2/e_0"}
     assert censor.seen == 5, "the others are drawn all the same"
     for number, row in enumerate(rows):
         frames = frames_of(tmp_path / f"{row.name}.mp4")
@@ -271,10 +272,10 @@ def test_a_refused_video_is_black_and_named(tmp_path, monkeypatch):
     assert "refuses 2 of 5 videos" in line and line.endswith("black: vw2/b_0, vw2/e_0")
     # a run that goes on after it knows of both, though it draws one of them alone
     (tmp_path / "vw2/e_0.mp4").unlink()
-    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor))
+    assert render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path, Guardrail(censor)) == refused
     assert censor.seen == 6 and lines == [line, line]
     lines.clear()
-    render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path / "other", Guardrail(Censor()))
+    assert not render_all(Counter(), rows, 16.0, CONFIG, 0, tmp_path / "other", Guardrail(Censor()))
     assert not lines
 
 

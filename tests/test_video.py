@@ -9,7 +9,7 @@ from numbered import noisy_frame, numbered_frame, read_number, write_raw
 
 from vw2.data.clips import ClipConfig, cut_video, resample
 from vw2.data.frame_rate import source_index
-from vw2.media.decode import MediaError, frame_rate, probe, read_frames, read_image, scan
+from vw2.media.decode import MediaError, frame_rate, probe, read_frames, read_image, read_video, scan
 from vw2.media.encode import write_preview, write_video
 from vw2.media.resize import resize_frame, resize_frames, to_model, to_uint8
 from vw2.media.sheet import contact_sheet, thumbnails, write_sheet
@@ -29,7 +29,7 @@ def smooth(frames=9, height=48, width=64):
 def test_round_trip_keeps_count_rate_size_and_values(tmp_path):
     frames = smooth()
     write_video(tmp_path / "a.mp4", frames, 16.0)
-    back = np.stack([frame for _, frame in read_frames(tmp_path / "a.mp4")])
+    back = read_video(tmp_path / "a.mp4")
     assert back.shape == frames.shape and back.dtype == np.uint8
     error = back.astype(float) - frames
     assert 10 * np.log10(255**2 / (error**2).mean()) > 42
@@ -45,7 +45,7 @@ def test_full_range_of_colours_survives(tmp_path):
     colours = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)]
     frames = np.stack([np.full((16, 16, 3), colour, np.uint8) for colour in colours])
     write_video(tmp_path / "a.mp4", frames, 10, crf=0)
-    back = np.stack([frame for _, frame in read_frames(tmp_path / "a.mp4")]).astype(int)
+    back = read_video(tmp_path / "a.mp4").astype(int)
     assert np.abs(back - frames).max() <= 3
 
 
@@ -65,7 +65,7 @@ def test_same_frames_give_the_same_bytes(tmp_path):
 def test_odd_sizes(tmp_path, size):
     frames = np.full((3, *size, 3), 77, np.uint8)
     write_video(tmp_path / "a.mp4", frames, 16)
-    back = np.stack([frame for _, frame in read_frames(tmp_path / "a.mp4")])
+    back = read_video(tmp_path / "a.mp4")
     assert back.shape == frames.shape and np.abs(back.astype(int) - 77).max() <= 2
     write_preview(tmp_path / "p.mp4", frames, 16, scale=3)
     info = probe(tmp_path / "p.mp4")
@@ -180,6 +180,8 @@ def test_broken_files_raise_the_reason(tmp_path):
     with pytest.raises(MediaError, match=r"after \d+ frames|cut short") as error:
         list(read_frames(path))
     assert 0 < error.value.frames < 60
+    with pytest.raises(MediaError, match=str(error.value.frames)):
+        read_video(path)
     with pytest.raises(MediaError, match="more than 32 on a side"):
         probe(write_raw(tmp_path / "b.mp4", [numbered_frame(0)] * 2), max_side=32)
     with pytest.raises(MediaError, match=r"takes longer than 0 s to decode \(\d+ frames"):

@@ -3,6 +3,8 @@
 metrics/<stage>.json          plain numbers, for `dvc metrics`
 metrics/detail/<stage>.json   the same keys, each {"value", "low", "high", "n"}
 metrics/runtime/<stage>.json  seconds and memory: different in every run, so no DVC output and not in Git
+benchmarks/runtime/<stage>.json  the same of a frozen stage, in Git like the weights that it made; not beside them, or
+                              the same weights, made again, would be another output
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from vw2.scratch import atomic_file
 
 DIGITS = 6  # significant digits: below the noise of any metric, above float formatting differences
 FIELDS = ("value", "low", "high", "n")
+COMMITTED = Path("benchmarks")  # root of the runtimes that are in Git
 
 
 def _number(value: Any, key: str) -> int | float:
@@ -131,14 +134,25 @@ def peak_memory_gib() -> float:
 
 
 @contextmanager
-def runtime(stage: str, root: Path = Path("metrics"), **rates: float) -> Iterator[dict[str, float]]:
-    """Time a block and write metrics/runtime/<stage>.json when it succeeds.
+def runtime(
+    stage: str, root: Path = Path("metrics"), spent: Path | None = None, **rates: float
+) -> Iterator[dict[str, float]]:
+    """Time a block and write <root>/runtime/<stage>.json when it succeeds.
 
+    Args: spent: file in the scratch directory that carries the seconds over an interruption, though not over a kill;
+        None: after a resume they are those of the last part alone.
     Yields: a dict; what is put into it (clips_per_second=...) is written too, beside `rates`, "seconds" and
-        "peak_memory_gib". After a resume the seconds are those of the last part alone.
+        "peak_memory_gib".
     """
+    before = float(spent.read_text()) if spent is not None and spent.exists() else 0.0
     start = time.perf_counter()
     record = dict(rates)
-    yield record
-    record |= {"seconds": time.perf_counter() - start, "peak_memory_gib": peak_memory_gib()}
+    try:
+        yield record
+    except BaseException:  # Ctrl-C among them
+        if spent is not None:
+            with atomic_file(spent) as temporary:
+                temporary.write_text(str(before + time.perf_counter() - start))
+        raise
+    record |= {"seconds": before + time.perf_counter() - start, "peak_memory_gib": peak_memory_gib()}
     _write(Path(root) / "runtime" / f"{stage}.json", {key: _number(value, key) for key, value in record.items()})

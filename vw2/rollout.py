@@ -20,7 +20,7 @@ from vw2.console import UserError, progress, say
 from vw2.data.codes import CodeStore
 from vw2.evaluation.codes import random_codes, shuffle_steps
 from vw2.guardrail import Guardrail
-from vw2.media.decode import MediaError, read_frames, read_image
+from vw2.media.decode import MediaError, read_image
 from vw2.media.encode import write_video
 from vw2.media.resize import Fit, resize_frame, to_model, to_uint8
 from vw2.models.ar import ARTransformer, split_words, word_ids
@@ -208,11 +208,6 @@ def picture_name(picture: Path, variant: str, instruction: str) -> str:
     return name
 
 
-def read_video(path: Path) -> np.ndarray:
-    """All frames (T, H, W, 3) uint8 of a video that was rendered."""
-    return np.stack([frame for _, frame in read_frames(path)])
-
-
 def render_all(
     renderer: Renderer,
     rows: list[Row],
@@ -222,10 +217,11 @@ def render_all(
     folder: Path,
     guard: Guardrail = Guardrail(),
     strict: bool = False,
-) -> None:
+) -> set[str]:
     """mp4s in `folder`; a batch all of whose files are there is not rendered again.
 
     Args: strict: a video that the guardrail refuses ends it all; else it is black, and a note names it.
+    Returns: names of the rows that the guardrail refuses.
     Raises: UserError if it is strict and a video is refused.
     """
 
@@ -252,3 +248,4 @@ def render_all(
     if black := [row.name for row in rows if mark(row).exists()]:
         count = f"{len(black)} of {len(rows)} videos"
         say(f"the guardrail refuses {count} as unsafe; they are left black: {', '.join(black)}")
+    return set(black)

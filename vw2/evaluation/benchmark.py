@@ -1,7 +1,8 @@
 """From one row per judged video to the figures of the benchmark, each with n and a 95 % interval by video.
 
-Rows of VideoWorld 2 (or of the plain LDM) give `paper.*`, `blocks.*`, `quality.*`, `length.*`, `tasks.*`; those of a
-control the same below `controls.<name>.`. All rollouts of a test case count; quality and pose are averaged over the
+Rows of VideoWorld 2 (or of the plain LDM) give `paper.*`, `blocks.*`, `quality.*`, `length.*`, `tasks.*` and `refused`
+(how many videos the guardrail made black; they count as failures); those of a control the same below
+`controls.<name>.`. All rollouts of a test case count; quality and pose are averaged over the
 frames of a video, then over its rollouts, then over videos.
 """
 
@@ -21,12 +22,13 @@ COPY, CEILING = "copy_first_frame", "ground_truth"
 CONTROLS = (CEILING, "ground_truth_codes", "shuffled_codes", "random_codes", COPY)
 TIMED = (CEILING, "ground_truth_codes", COPY)  # these keep the time of the real video
 BLOCKS = "block_"  # tasks judged by their final state: block_tower gives blocks.tower
-ROLLOUTS = ("name", "video", "sample", "path")  # columns read of rollouts.parquet
+ROLLOUTS = ("name", "video", "sample", "path", "refused")  # columns read of rollouts.parquet
 RESULTS = {
     "name": pl.String,  # as in rollouts.parquet, or a control
     "video": pl.String,  # test case
     "sample": pl.Int32,  # rollout of the case, from 0
     "task": pl.String,
+    "refused": pl.Boolean,  # by the guardrail: a black video, and nothing done
     "steps": pl.Int32,  # key steps reached in sequence; null for a task without
     "done": pl.Boolean,  # all steps, or the final state of a block task; null without labels
     "final": pl.String,  # what the classifier sees at the end
@@ -114,6 +116,9 @@ def benchmark_figures(results: pl.DataFrame, seed: int) -> Figures:
         prefix = f"controls.{name}." if name in CONTROLS else ""
         values |= {} if prefix else own_figures(part, seed)
         found |= {prefix + key: value.as_dict() for key, value in values.items()}
+        if name not in (CEILING, COPY):  # these are not rendered
+            count = int(part["refused"].sum())
+            found[f"{prefix}refused"] = {"value": count, "low": None, "high": None, "n": len(part)}
     return found
 
 

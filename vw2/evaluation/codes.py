@@ -74,8 +74,7 @@ def code_report(codes: ArrayLike, levels: Sequence[int]) -> dict:
 
     Args:    codes: (M,) int (any shape is flattened), M > 0; levels: G ints.
     Returns: "n" codes seen, "codebook" size, "entropy_bits" of the whole code, "used" codes, "used_fraction" of the
-             codebook, "perplexity" = 2^entropy, "digits": per digit {"levels", "used", "entropy_bits"}, and
-             "dead_digits": places whose digit never changes.
+             codebook, "perplexity" = 2^entropy, "digits": per digit {"levels", "used", "entropy_bits"}.
     Raises:  ValueError if there are no codes or they lie outside the codebook.
     """
     codes = np.asarray(codes).reshape(-1)
@@ -99,8 +98,18 @@ def code_report(codes: ArrayLike, levels: Sequence[int]) -> dict:
         "used_fraction": used / size,
         "perplexity": 2.0**bits,
         "digits": places,
-        "dead_digits": [place for place, digit in enumerate(places) if digit["used"] < 2],
     }
+
+
+def dead_digits(codes: ArrayLike, levels: Sequence[int]) -> np.ndarray:
+    """Which digits of which query never change: pooled over the queries, a dead one hides behind the others.
+
+    Args:    codes: (..., N) int, at least one of each query; levels: G ints.
+    Returns: (N, G) bool.
+    """
+    digits = code_digits(codes, levels)  # (..., N, G)
+    digits = digits.reshape(-1, *digits.shape[-2:])
+    return digits.min(0) == digits.max(0)
 
 
 def changed_fraction(a: ArrayLike, b: ArrayLike, videos: Sequence[str], seed: int) -> Estimate:

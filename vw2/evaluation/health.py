@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from vw2.evaluation.codes import code_digits, entropy_bits
+from vw2.evaluation.codes import code_digits, dead_digits, entropy_bits
 from vw2.evaluation.intervals import Estimate, bootstrap_ratio
 from vw2.evaluation.quality import align, moving_mask
 from vw2.scratch import atomic_file
@@ -45,8 +45,7 @@ def code_health(codes: np.ndarray, levels: tuple[int, ...]) -> CodeHealth:
     steps = [entropy_bits(codes[:, k], size) for k in range(codes.shape[1])]
     slots = [[digits[:, :, n, g] for g in range(len(levels))] for n in range(codes.shape[2])]
     share = [[entropy_bits(slot, levels[g]) / np.log2(levels[g]) for g, slot in enumerate(query)] for query in slots]
-    dead = [[slot.min() == slot.max() for slot in query] for query in slots]
-    return CodeHealth(np.array(steps), np.array(share), np.array(dead), size, len(codes))
+    return CodeHealth(np.array(steps), np.array(share), dead_digits(codes, levels), size, len(codes))
 
 
 def motion_energy(drawn: np.ndarray, real: np.ndarray) -> tuple[float, float]:

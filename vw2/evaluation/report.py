@@ -164,6 +164,8 @@ def worst(results: pl.DataFrame, controls: Sequence[str], per_task: int) -> pl.D
 def verdict(row: Mapping) -> str:
     """One line on a rollout: its task, video and what became of it."""
     words = [f"{row['task']}: {row['video']}, rollout {row['sample'] + 1}"]
+    if row["refused"]:
+        words.append("refused by the guardrail")
     if row["steps"] is not None:
         words.append(f"{row['steps']} of 7 steps")
     if row["done"] is not None:

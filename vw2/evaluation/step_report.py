@@ -79,7 +79,7 @@ def frame_figures(said: dict[str, np.ndarray], labels: np.ndarray, rows: pl.Data
 def ceilings(classes: np.ndarray, rows: pl.DataFrame, hold: int) -> Figures:
     """What share of real demonstrations passes the rule in time (vw2.evaluation.success), steps in strict order?
 
-    Args:    classes: (M,) predicted, of whole videos in order; hold: frames.
+    Args:    classes: (M,) predicted, of whole videos in order; hold: frames, that of evaluate.
     Returns: paper.step_1 ... paper.step_7 and blocks.tower|horse|person, as far as the rows hold such tasks.
     """
     reached: dict[str, int] = {}

@@ -9,7 +9,7 @@ Legend: F frames, H W pixels, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from vw2.console import UserError
 from vw2.data.frame_rate import source_index
 from vw2.evaluation.quality import Perceptual, align, lpips_distance, video_quality
 from vw2.evaluation.success import N_STEPS, Order, final_state, predict, step_targets, steps_reached
-from vw2.media.decode import MediaError, read_frames
+from vw2.media.decode import MediaError, read_video
 
 HAND_SIDE = 64  # hand distances are given in pixels of a picture this wide, whatever the clips' size
 UNCLEAR = "unclear"  # final state that does not hold
@@ -133,6 +133,12 @@ def pose_error(found: dict[str, np.ndarray], case: Case) -> dict[str, float | in
     return errors
 
 
+def undone(row: Mapping) -> dict[str, int | bool | str]:
+    """The outcome of a video that the guardrail made black: nothing was done, whatever the classifier takes it for."""
+    nothing = {"steps": 0, "done": False, "final": UNCLEAR}
+    return {key: value for key, value in nothing.items() if key in row}
+
+
 def quality_of(frames: np.ndarray, case: Case, perceptual: Perceptual | None, every: int) -> dict[str, float]:
     """psnr, ssim and, given a perceptual model, lpips or lpips_untrained over every n-th frame; {} of a lone frame."""
     if min(len(frames), len(case.frames)) < 2:
@@ -152,6 +158,7 @@ def judge_video(
     config: EvaluateConfig,
     perceptual: Perceptual | None = None,
     timed: bool = False,
+    refused: bool = False,
 ) -> dict:
     """All that is asked of one video; keys that do not apply are left out.
 
@@ -159,10 +166,12 @@ def judge_video(
         frames: (F, H, W, 3) uint8, the size of the case's; the case's own frames for the ceiling, without quality.
         classifier: None where there were no labels to train it on: quality alone.
         timed: the video keeps the real one's time, so that its pose can be held against the truth.
-    Returns: length, real_length, whole_length; steps, done, final; psnr, ssim, lpips; hand_px, angle_degrees and their
-        frames.
+        refused: the guardrail left the video black: it counts as a failure.
+    Returns: length, real_length, whole_length, refused; steps, done, final; psnr, ssim, lpips; hand_px, angle_degrees
+        and their frames.
     """
     row: dict = {"length": len(frames), "real_length": len(case.frames), "whole_length": case.length}
+    row["refused"] = refused
     if frames is not case.frames:
         row |= quality_of(frames, case, perceptual, config.lpips_every)
     if classifier is not None:
@@ -170,14 +179,15 @@ def judge_video(
         row |= outcome(
             predict(found["class"], config.threshold), case.task, classifier.names, config.hold, config.order
         )
+        row |= undone(row) if refused else {}
         row |= pose_error(found, case) if timed else {}
     return row
 
 
-def read_video(path: Path, like: np.ndarray) -> np.ndarray:
+def read_rollout(path: Path, like: np.ndarray) -> np.ndarray:
     """(F, H, W, 3) uint8. Raises: UserError if it is damaged or not of the size of the real video `like`."""
     try:
-        frames = np.stack([frame for _, frame in read_frames(path)])
+        frames = read_video(path)
     except MediaError as error:
         raise UserError(f"{path} {error}; run `dvc repro rollout` again") from error
     if frames.shape[1:] != like.shape[1:]:

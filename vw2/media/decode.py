@@ -257,6 +257,11 @@ def read_frames(path: Path, **limits: Any) -> Iterator[tuple[float, np.ndarray]]
         yield seconds, picture.rgb()
 
 
+def read_video(path: Path) -> np.ndarray:
+    """A video whole, all frames (T, H, W, 3) uint8 RGB. Raises: as `read_pictures`."""
+    return np.stack([frame for _, frame in read_frames(path)])
+
+
 def read_image(path: Path, *, max_side: int = MAX_SIDE, formats: Sequence[str] | None = None) -> np.ndarray:
     """A still picture (JPEG, PNG, WebP, ...) as (H, W, 3) uint8 RGB, turned as its EXIF asks, transparency on white.
 

@@ -104,6 +104,11 @@ def random_cosmos(config: CosmosConfig | None = None, vae: dict | None = None) -
     return Pair(WanVAE(AutoencoderKLWan(**vae or {})), CosmosVDM(config or CosmosConfig()))
 
 
+def true_cosmos(config: BackendConfig) -> Pair:
+    """Cosmos-Predict2 2B with random weights, which takes its tokens as the config of a back end says."""
+    return random_cosmos(CosmosConfig(tokens=config.tokens, attention=config.attention))
+
+
 def random_wan(transformer: dict | None = None, vae: dict | None = None) -> Pair:
     """Wan with random weights: 2.2 TI2V-5B, or other numbers for its two networks."""
     net = WanTransformer3DModel(**TI2V_5B | (transformer or {}))
@@ -140,25 +145,31 @@ class Backend:
 
     title: str
     licence: str
-    random: Callable[..., VideoPrior]  # without arguments at true size
+    random: Callable[[BackendConfig], VideoPrior]  # at true size
     make: Callable[..., VideoPrior]  # (config, folder of the weights, Get)
     guarded: bool = False  # does the licence ask for a guardrail?
 
 
 BACKENDS = {
     "mini": Backend(
-        "mini prior", "Apache-2.0 (this project, LICENSE)", random_mini, lambda _, folder, get=read: load_prior(folder)
+        "mini prior",
+        "Apache-2.0 (this project, LICENSE)",
+        lambda _: random_mini(),
+        lambda _, folder, get=read: load_prior(folder),
     ),
     "cosmos": Backend(
         "Cosmos-Predict2",
         "NVIDIA Open Model License, "
         "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/",
-        random_cosmos,
+        true_cosmos,
         make_cosmos,
         guarded=True,
     ),
     "wan": Backend(
-        "Wan 2.2", "Apache-2.0, https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers", random_wan, make_wan
+        "Wan 2.2",
+        "Apache-2.0, https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        lambda _: random_wan(),
+        make_wan,
     ),
 }
 
@@ -202,9 +213,8 @@ def sketch(config: BackendConfig, prior: Path) -> VideoPrior | None:
             return backend.make(config, folder, outline)
     if config.weights != PUBLISHED[config.kind]:
         return None
-    own = {"config": CosmosConfig(tokens=config.tokens, attention=config.attention)}
     with torch.device("meta"):
-        return backend.random(**own if config.kind == "cosmos" else {})
+        return backend.random(config)
 
 
 def check_size(pair: VideoPrior, height: int, width: int, latents: int = 1) -> None:
