@@ -2,11 +2,10 @@
 
 In:  data/rollout (rollouts.parquet and its mp4s), data/clips (real videos of split test), data/manifest.parquet,
      data/truth.parquet, data/classifier; params groups seed, compute, evaluate.
-     --variant plain_ldm: data/plain_ldm/rollout, data/evaluate.
+     --variant plain_ldm: data/plain_ldm/rollout.
 Out: metrics/evaluate.json (paper.step_1..7, blocks.*, quality.*, refused, and the same below controls.<name>),
      data/evaluate/results.parquet (one row per judged video), plots/survival.csv, plots/evaluate.png.
-     --variant plain_ldm: metrics/plain_ldm/evaluate.json (and minus_vw2.*: how far it is above VideoWorld 2, case by
-     case), data/plain_ldm/evaluate, plots/plain_ldm/....
+     --variant plain_ldm: metrics/plain_ldm/evaluate.json, data/plain_ldm/evaluate, plots/plain_ldm/....
 Controls that need no model are made here: ground_truth (real videos, the ceiling) and copy_first_frame.
 Time and memory at the committed sizes: 1 to 3 minutes on two cores, 2 GiB. Headline: paper.step_7 near that of the
 control ground_truth_codes, far above shuffled_codes and copy_first_frame. Interrupted runs go on where they stopped.
@@ -141,9 +140,6 @@ def main(
             bar.advance(len(jobs))
         results = benchmark.results_table(rows)
         figures = benchmark.benchmark_figures(results, seed)
-        if variant != "vw2":
-            rival = read_table(OUT / "results.parquet")
-            figures |= {f"minus_vw2.{key}": gap for key, gap in benchmark.versus(results, rival, seed).items()}
         survival = benchmark.survival_rows(figures, variant)
         with atomic_dir(out) as temporary:
             results.write_parquet(temporary / "results.parquet")
@@ -152,8 +148,7 @@ def main(
             pl.DataFrame(survival, schema=columns, orient="row").write_csv(temporary, float_precision=6)
         write_plot(place.plots / "evaluate.png", figures, variant)
     write_metrics(stage, figures | ({} if labelled & set(work) else {"skipped": 1}), seed=seed, n=len(work))
-    aside = ("controls", "paper.cond", "minus_vw2")
-    head = {key: figure["value"] for key, figure in figures.items() if not key.startswith(aside)}
+    head = {key: figure["value"] for key, figure in figures.items() if not key.startswith(("controls", "paper.cond"))}
     table("VideoWorld 2" if variant == "vw2" else "plain LDM", head)
     clear(folder)
 

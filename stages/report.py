@@ -2,7 +2,7 @@
 
 In:  metrics/*.json, metrics/detail (intervals), plots/*.png, data/evaluate/results.parquet, data/rollout, data/clips.
      --variant plain_ldm: metrics/plain_ldm/*.json, plots/plain_ldm/*.png, data/plain_ldm/...; the figures of
-     VideoWorld 2 then stand beside those of the plain LDM.
+     VideoWorld 2 then stand beside those of the plain LDM, with the differences by test case.
 Out: report/index.html (self-contained), plots/failures.png (per task the worst rollouts below their real videos).
      --variant plain_ldm: report/plain_ldm/index.html, plots/plain_ldm/failures.png.
 Parts that a run does not have (labels, a stage) are left out. Takes seconds.
@@ -32,7 +32,7 @@ PLOTS = Path("plots")
 OUT = Path("report")
 PER_TASK = 2  # failures shown of each task
 TASKS = 8  # most tasks on the sheet: own folders may have many
-STAGES = ("evaluate", "train_dldm", "warmup_dldm", "extract_codes", "train_ar", "train_classifier") + (
+STAGES = ("evaluate", "compare", "train_dldm", "warmup_dldm", "extract_codes", "train_ar", "train_classifier") + (
     "pretrain_vdm",
     "pretrain_ldm",
     "pretrain_prior",

@@ -58,6 +58,7 @@ CLIPS = Path("data/clips")
 MANIFEST = Path("data/manifest.parquet")
 PRIOR = Path("data/prior")
 ROOT = Path(__file__).parents[1]
+INSTRUCTION = "fold a paper airplane"
 
 
 def load_models(place: Paths, store: ClipStore, accelerator: Accelerator) -> tuple[Renderer, ARTransformer]:
@@ -118,9 +119,11 @@ def main(
     params: Path = typer.Option(Path("params.yaml"), help="Parameter file."),
     variant: Variant = typer.Option("vw2", help="VideoWorld 2, or the plain LDM."),
     image: Path = typer.Option(None, help="Roll out from this picture instead of the test cases."),
-    instruction: str = typer.Option("fold a paper airplane", help="What to do, with --image."),
+    instruction: str = typer.Option(None, help=f'What to do, with --image; "{INSTRUCTION}" if it is not given.'),
 ) -> None:
     """Write codes with the AR transformer and render them, with controls."""
+    if instruction is not None and image is None:
+        raise UserError("--instruction goes with --image, got no picture; give one, or leave the instruction out")
     values = parameters.load(params)
     seed = values["seed"]
     config = parameters.build(RolloutConfig, values["rollout"], "rollout")
@@ -128,7 +131,8 @@ def main(
     accelerator = start(compute, seed)
     place, store = paths(variant), ClipStore(CLIPS)
     if image is not None:
-        from_image(image, instruction, variant, config, compute, store, seed, accelerator)
+        told = INSTRUCTION if instruction is None else instruction
+        from_image(image, told, variant, config, compute, store, seed, accelerator)
         return
     stage = f"{place.metrics_prefix}rollout"
     table(stage, asdict(config))

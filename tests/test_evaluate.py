@@ -11,6 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from stages import compare as compare_stage
 from stages import evaluate as evaluate_stage
 from stages import report as report_stage
 from vw2.console import UserError, _guard
@@ -366,14 +367,16 @@ def test_stage_keeps_the_contract(evaluate, tmp_path):
     assert evaluate(Reader()) == "" and first == (tmp_path / "data" / "evaluate" / "results.parquet").read_bytes()
 
 
-def test_stage_compares_the_plain_ldm_with_videoworld_2(evaluate, tmp_path):
+def test_the_plain_ldm_is_compared_with_videoworld_2(evaluate, tmp_path):
+    assert evaluate(Reader()) == ""
+    with pytest.raises(UserError, match="data/plain_ldm/evaluate/results.parquet does not exist"):
+        compare_stage.main(Path("params.yaml"))
     shutil.copytree(tmp_path / "data" / "rollout", tmp_path / "data" / "plain_ldm" / "rollout")
-    assert "data/evaluate/results.parquet does not exist" in evaluate(Reader(), "--variant", "plain_ldm")
-    assert evaluate(Reader()) == "" == evaluate(Reader(), "--variant", "plain_ldm")
-    detail = json.loads((tmp_path / "metrics" / "detail" / "plain_ldm" / "evaluate.json").read_text())["minus_vw2"]
+    assert evaluate(Reader(), "--variant", "plain_ldm") == ""
+    compare_stage.main(Path("params.yaml"))
+    detail = json.loads((tmp_path / "metrics" / "detail" / "plain_ldm" / "compare.json").read_text())
     assert detail["paper"]["step_3"] == {"value": 0.0, "low": None, "high": None, "n": 1}
     assert detail["quality"]["psnr"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 2}, "the same videos"
-    assert "minus_vw2" not in json.loads((tmp_path / "metrics" / "evaluate.json").read_text())
 
 
 def test_stage_counts_refused_videos_as_failures(evaluate, tmp_path):
@@ -504,7 +507,7 @@ def test_headline_shows_intervals_and_rival():
     rival = ("other", {"evaluate:paper.step_7": leaf | {"value": 0.6, "low": None}})
     [row] = report.headline(details, rival)
     assert row[1:] == ["50.0 % [25.0, 75.0]", "60", "other 60.0 %; ground truth 100.0 %"]
-    details["evaluate:minus_vw2.paper.step_7"] = {"value": -0.1, "low": -0.2, "high": 0.0, "n": 60}
+    details["compare:paper.step_7"] = {"value": -0.1, "low": -0.2, "high": 0.0, "n": 60}
     [row] = report.headline(details, rival)
     assert row[3] == "other 60.0 %; difference by test case -10.0 % [-20.0, 0.0]; ground truth 100.0 %"
     assert report.show({"value": 8.25, "low": None, "high": None, "n": 3}, "bits") == "8.25 bits"

@@ -93,7 +93,7 @@ def made() -> dict[str, bytes]:
 
 
 def test_all_that_is_said_and_drawn_is_checked(checker):
-    rollout.main(PARAMS, "vw2", None, "")
+    rollout.main(PARAMS, "vw2", None, None)
     assert checker.texts == ["make v3", "make v4"], "the videos of split test"
     table = pl.read_parquet("data/rollout/rollouts.parquet")
     assert len(table) == len(checker.videos) == 2 * (SAMPLES + len(rollout.CONTROLS))
@@ -107,7 +107,7 @@ def test_refused_videos_do_not_end_the_stage(checker, monkeypatch, capsys):
     number = itertools.count()
     grey = lambda frames: np.full_like(frames, Recorder.GREY)  # noqa: E731
     monkeypatch.setattr(checker, "check_video_safety", lambda frames: None if next(number) % 3 else grey(frames))
-    rollout.main(PARAMS, "vw2", None, "")
+    rollout.main(PARAMS, "vw2", None, None)
     table = pl.read_parquet("data/rollout/rollouts.parquet")
     assert (len(table), table["refused"].sum()) == (10, 6), "the first of every three is let through"
     said = " ".join(capsys.readouterr().err.split())
@@ -120,7 +120,7 @@ def test_refused_videos_do_not_end_the_stage(checker, monkeypatch, capsys):
 def test_a_refused_instruction_ends_the_stage_before_anything_is_drawn(checker, monkeypatch):
     monkeypatch.setattr(checker, "check_text_safety", lambda text: "v4" not in text)
     with pytest.raises(UserError, match="refuses the instruction 'make v4'"):
-        rollout.main(PARAMS, "vw2", None, "")
+        rollout.main(PARAMS, "vw2", None, None)
     assert not checker.videos
 
 
@@ -185,6 +185,11 @@ def test_an_interrupted_run_goes_on(monkeypatch, tmp_path):
     assert len(drawn) == 3 and drawn[1] == drawn[2], "what was finished is not drawn again"
     assert made() == straight
     assert not [file for file in (tmp_path / "scratch").rglob("*") if file.is_file()]
+
+
+def test_an_instruction_without_a_picture_is_refused():
+    with pytest.raises(UserError, match="--instruction goes with --image"):
+        rollout.main(PARAMS, "vw2", None, "fold a boat")
 
 
 @pytest.mark.parametrize("told", ["", " ?! "])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import re
 import signal
@@ -110,13 +111,15 @@ def _guard(main: Callable[..., Any]) -> Callable[..., Any]:
 def run(main: Callable[..., Any]) -> None:
     """Run `main` as a Typer command and leave the process.
 
-    The docstring of `main` is the text of --help. Exit code 0, or 1 after a UserError, a missing file or a full
+    --help shows the docstring of `main`, the options, and what the module says of itself: inputs, outputs, time and
+    memory, what to look at. Exit code 0, or 1 after a UserError, a missing file or a full
     disk, 130 after Ctrl-C, 2 for wrong command-line options. VW2_DEBUG=1 shows the traceback instead of the sentence.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # what nohup and & do
         signal.signal(signal.SIGINT, signal.default_int_handler)  # KeyboardInterrupt; see stages/__init__.py
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(_guard(main))
+    about = inspect.getdoc(sys.modules[main.__module__]) or ""
+    app.command(epilog="\n\n".join(f"\b\n{part}" for part in about.split("\n\n")))(_guard(main))  # \b: lines stay
     app()
 
 

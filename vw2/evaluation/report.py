@@ -92,8 +92,8 @@ def headline(
             continue
         beside = [(name, details[key]) for name, key in claim.beside if key in details]
         if rival and claim.key in rival[1]:
-            gap = claim.key.replace(":", ":minus_vw2.", 1)
-            differs = [("difference by test case", details[gap])] if gap in details else []
+            gap = claim.key.replace("evaluate:", "compare:", 1)
+            differs = [("difference by test case", details[gap])] if gap != claim.key and gap in details else []
             beside = [(rival[0], rival[1][claim.key]), *differs, *beside]
         words = "; ".join(f"{name} {show(leaf, claim.unit)}" for name, leaf in beside)
         leaf = details[claim.key]
