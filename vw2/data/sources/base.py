@@ -121,6 +121,16 @@ def walk(root: Path, shown: str, refused: list[Refused]) -> Iterator[tuple[str, 
         yield Path(folder).relative_to(root).as_posix(), sorted(name for name in files if not name.startswith("."))
 
 
+def is_given(path: Path) -> bool:
+    """Is something there? For what a data set may have or not.
+
+    Raises: UserError for a link to nothing, which would pass for what it has not.
+    """
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to nothing; mend or remove it")
+    return path.exists()
+
+
 def utf8(path: Path | str) -> str:
     """A path with slashes, with bytes that are no UTF-8 as \\xNN: what tables can hold."""
     return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")

@@ -32,7 +32,7 @@ from vw2.data.manifest import Entry, Refused
 from vw2.data.numpy_files import DataError, plain, read_array, read_npz, read_objects
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
-from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
+from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record, is_given
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.files import locate
 from vw2.media.decode import MediaError
@@ -97,9 +97,13 @@ def _pairs(values: Any, path: Path, what: str) -> list[tuple[int, int]]:
 
 
 def find_annotations(folder: Path) -> Path | None:
-    """The file of annotations: lang_annotations/, else the first of the folders lang_* that has one."""
+    """The file of annotations: lang_annotations/, else the first of the folders lang_* that has one.
+
+    Raises: UserError for a link to nothing.
+    """
     folders = [folder / "lang_annotations", *sorted(folder.glob("lang_*"))]
-    return next((each / "auto_lang_ann.npy" for each in folders if (each / "auto_lang_ann.npy").is_file()), None)
+    files = (each / "auto_lang_ann.npy" for each in folders if is_given(each))
+    return next((file for file in files if is_given(file)), None)
 
 
 def read_annotations(path: Path) -> list[Window]:
@@ -135,7 +139,7 @@ def read_windows(folder: Path) -> list[Window]:
     if annotations is not None:
         return read_annotations(annotations)
     path = folder / "ep_start_end_ids.npy"
-    if not path.is_file():
+    if not is_given(path):
         raise UserError(f"{folder} holds neither {path.name} nor lang_annotations/auto_lang_ann.npy; add one of them")
     try:
         spans = read_array(path)
@@ -149,7 +153,7 @@ def read_windows(folder: Path) -> list[Window]:
 def read_scenes(folder: Path) -> list[tuple[str, int, int]]:
     """(letter, first frame, last frame) of each environment in scene_info.npy; empty without the file."""
     path = folder / "scene_info.npy"
-    if not path.is_file():
+    if not is_given(path):
         return []
     scenes = _objects(path)
     spans = _pairs([plain(span) for span in scenes.values()], path, "scene")
@@ -263,7 +267,7 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     Raises: UserError if ingest.path holds no CALVIN data set or a table in it is faulty.
     """
     root = locate(config.path)
-    folders = [root / name for name in SPLITS if (root / name).is_dir()] or [root]
+    folders = [root / name for name in SPLITS if is_given(root / name)] or [root]
     if not root.is_dir():
         kind = "a file" if root.exists() else "nothing"
         raise UserError(f"expected a CALVIN folder at ingest.path {config.path}, got {kind}; change ingest.path")
