@@ -398,10 +398,20 @@ def test_links_are_followed_and_locked_folders_told(tmp_path, monkeypatch):
 def test_pickles_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "openx").mkdir()
     (tmp_path / "openx/a.pickle").write_bytes(b"\x80\x04")
-    for source in ("lerobot", "folder", "frames", "videocraft"):
+    for source in ("lerobot", "folder", "frames", "videocraft", "rlds"):
         config = IngestConfig(source=source, path=str(tmp_path / "openx"))
         with pytest.raises(UserError, match="holds pickles .a.pickle.*set ingest.source to lerobot or rlds"):
             list(ADAPTERS[source].entries(config, tmp_path / "work", 1))
+
+
+def test_a_folder_that_is_none_is_told_alike_by_all_sources(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for source in ADAPTERS:
+        for path, got in (("nothing", "nothing"), ("file", "a file")):
+            config = IngestConfig(source=source, path=str(tmp_path / path))
+            words = f"^expected a folder of .* at ingest.path {tmp_path}/{path}, got {got}; change ingest.path$"
+            with pytest.raises(UserError, match=words):
+                list(ADAPTERS[source].entries(config, tmp_path / "work", 1))
 
 
 def test_parts_need_times(tmp_path):

@@ -406,9 +406,6 @@ def test_missing_or_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no TFRecord file.*change ingest.path"):
         take(tmp_path / "empty", tmp_path / "work")
-    (tmp_path / "empty" / "episode.pkl").write_bytes(b"x")
-    with pytest.raises(UserError, match="never loaded: take the data set's RLDS shards or its LeRobot form"):
-        take(tmp_path / "empty", tmp_path / "work")
 
 
 def test_choice_of_features():

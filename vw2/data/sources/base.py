@@ -28,6 +28,7 @@ from vw2.files import locate
 from vw2.media.decode import MediaError
 from vw2.scratch import atomic_file
 
+FOLDER = "data/videos"  # where the stage puts the videos, relative to the repository
 MEMORY_GIB = 4.0  # what one worker may allocate: an 8192 x 8192 stream with its reference pictures fits
 UNKNOWN = "unknown"
 Source = Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"]

@@ -27,15 +27,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vw2.console import UserError, progress
+from vw2.console import UserError
 from vw2.data.manifest import Entry, Refused
-from vw2.data.pool import Failure
-from vw2.data.ranks import run_shared, share
-from vw2.data.sources.base import MEMORY_GIB, SPLITS, IngestConfig, from_record, is_given, utf8, walk
+from vw2.data.sources.base import (
+    SPLITS,
+    IngestConfig,
+    inspect_all,
+    is_given,
+    refuse_pickles,
+    source_folder,
+    utf8,
+    walk,
+    why,
+)
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.data.sources.rlds_keys import IMAGE, choose, is_picture, kinds_of_schema, kinds_of_values, matrix, words
 from vw2.data.tfrecord import Record, RecordError, features, index_records, read_record, values
-from vw2.files import locate
 from vw2.media.decode import MediaError
 
 FPS = 10.0  # frames per second where nothing tells
@@ -101,7 +108,7 @@ def _shows(encoded: list[memoryview] | np.ndarray, limits: Limits) -> bool:
 
 
 def make_video(job: RldsJob) -> dict[str, Any]:
-    """Write the video and the track of one episode; the JSON form of its Entry, or of Refused with the true reason."""
+    """Write the video and the track of one episode; {"items": [the Entry, or Refused with the true reason]} as JSON."""
     try:
         with open(job.shard, "rb") as stream:
             found = features(read_record(stream, job.record))
@@ -116,11 +123,10 @@ def make_video(job: RldsJob) -> dict[str, Any]:
         track = Track(matrix(found, keys.action, count), matrix(found, keys.state, count), said)
         instruction = next((text for text in said if text), "")
         facts = Facts(**{**vars(job.facts), "instruction": instruction})
-        return asdict(store(job.work, facts, count, _pictures(encoded, job.limits), lambda: track, job.limits))
-    except (RecordError, MediaError) as error:
-        return asdict(Refused(job.path, str(error)))
-    except MemoryError:
-        return asdict(Refused(job.path, f"needs more than {MEMORY_GIB:g} GiB"))
+        item = store(job.work, facts, count, _pictures(encoded, job.limits), lambda: track, job.limits)
+    except (RecordError, MediaError, MemoryError) as error:
+        item = Refused(job.path, why(error))
+    return {"items": [asdict(item)]}
 
 
 # ---------------------------------------------------------------- files
@@ -263,17 +269,12 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
         folder that cannot be opened.
     Raises: UserError if ingest.path holds no TFRecord file or a file beside them is faulty.
     """
-    root = locate(config.path)
-    if not root.is_dir():
-        kind = "a file" if root.exists() else "nothing"
-        raise UserError(f"expected a folder of TFRecord files at ingest.path {config.path}, got {kind}; change it")
+    root = source_folder(config, "TFRecord files")
     refused: list[Refused] = []
     found = find_shards(root, config.path, refused)
     if not found and not refused:
-        hint = "change ingest.path"
-        if any(root.rglob("*.pkl")) or any(root.rglob("*.pickle")):
-            hint = "pickle files are never loaded: take the data set's RLDS shards or its LeRobot form instead"
-        raise UserError(f"no TFRecord file (*.tfrecord*) in ingest.path {config.path}; {hint}")
+        refuse_pickles(config, root)
+        raise UserError(f"no TFRecord file (*.tfrecord*) in ingest.path {config.path}; change ingest.path")
     yield from refused
     jobs: dict[str, RldsJob] = {}
     for item in _look_up(config, root, found, work):
@@ -281,11 +282,4 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
             yield item
         else:
             jobs[item[0]] = item[1]
-    limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(share(len(jobs)), "unpack RLDS episodes") as bar:
-        for name, record in run_shared(make_video, jobs, work / "entries", **limits):
-            if isinstance(record, Failure):
-                yield Refused(jobs[name].path, record.reason)
-            else:
-                yield from_record(record)
-            bar.advance()
+    yield from inspect_all(make_video, jobs, config, work, workers, "unpack RLDS episodes")
