@@ -3,21 +3,26 @@
 In:  every group of params.yaml; data/prior, data/pretrained, data/pretrained_vdm (what they were made with and from).
 Out: data/checked.json, always the same (and committed), so that nothing is made anew because this was run again.
 Time and memory at the committed sizes: 3 seconds, 1 GiB. Looked for: keys that are unknown, missing or ill-typed,
-values that contradict each other, files that are not there, frozen outputs that were made with other settings. What
-hangs on the data (names of sources, few videos) or on the machine is told by the stages that meet it.
+values that contradict each other, sources that ingest.source does not name, files that are not there, frozen outputs
+that were made with other settings. What hangs on the data (few videos) or on the machine is told by the stages that
+meet it.
 """
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from vw2 import params as parameters
-from vw2.console import refusals, run, say
+from vw2.console import UserError, refusals, run, say
 from vw2.data.clips import ClipConfig
 from vw2.data.guards import SplitsConfig
+from vw2.data.pool import worker_count
+from vw2.data.shards import choose_sources
 from vw2.data.sources.base import IngestConfig
 from vw2.data.sources.mixture import parts
 from vw2.evaluation.videos import EvaluateConfig
+from vw2.files import locate
 from vw2.models.backends import check_guardrail, check_size, sketch
 from vw2.models.begin import check_files, check_precision, check_prior
 from vw2.models.dldm import DLDM
@@ -57,6 +62,21 @@ GROUPS = {  # all but those that need one another
 }
 
 
+def check_sources(built: dict[str, Any]) -> None:
+    """Raise UserError if a training names a source that ingest.source does not; whether one gives videos is unknown."""
+    config = built["ingest"]
+    known = [part.name for part in parts(config)] or [config.source]
+    for group in ("warmup_dldm", "train_dldm", "ar"):
+        choose_sources(built[group].sources, known, f"{group}.sources")
+
+
+def check_lpips(config: EvaluateConfig) -> None:
+    """Raise UserError if the weights of LPIPS are not there; what is in the file stays unread."""
+    file = config.lpips_weights
+    if file is not None and not locate(file).is_file():
+        raise UserError(f"evaluate.lpips_weights: {file} does not exist; change it, or set it to null")
+
+
 def check_dldm(config: DLDMConfig, clip: ClipConfig, prior: Path) -> None:
     """Raise UserError if the dLDM cannot be made, or cannot draw clips of this size; published weights stay unread."""
     check_files(config)
@@ -88,7 +108,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     built = {group: parameters.build(kind, values[group], group) for group, kind in GROUPS.items()}
     parameters.build(CraftConfig, values["craft"], "craft", seed=values["seed"])
     parameters.build(PretrainConfig, values["prior"], "prior")
-    parts(built["ingest"])
+    worker_count(values["runtime"])
+    check_sources(built)
+    check_lpips(built["evaluate"])
     clip = parameters.build(ClipConfig, values["clip"], "clip")
     config = fit(parameters.build(DLDMConfig, values["dldm"], "dldm"), clip.frames)
     for group in ("warmup_dldm", "train_plain_ldm"):

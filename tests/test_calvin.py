@@ -232,6 +232,14 @@ def test_missing_folder(tmp_path):
 # ---------------------------------------------------------------- strangers' NumPy files
 
 
+@pytest.mark.parametrize("name", ["validation", "training/lang_annotations", "training/scene_info.npy"])
+def test_a_link_to_nothing_is_told(data, tmp_path, name):
+    (data / name).rename(tmp_path / "aside")
+    (data / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"{name} is a link to nothing; mend or remove it"):
+        take(data, tmp_path / "work")
+
+
 def write_pickle(path, pickled):
     """An object array as np.save writes it, around any pickle."""
     stream = io.BytesIO()

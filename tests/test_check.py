@@ -71,12 +71,25 @@ def test_the_committed_settings_and_others_leave_the_same(workspace):
         ({"rollout__samples": 0}, "rollout.samples must be at least 1"),
         ({"ingest__path": "../videos"}, "ingest.source craft renders its own videos"),
         ({"clip__frames": 18}, "clip.frames must be"),
+        ({"ar__sources": ["carft"]}, "^ar.sources: expected some of the sources craft, got carft"),
+        ({"train_dldm__sources": ["craft", "folder"]}, "^train_dldm.sources: .* sources craft, got folder"),
+        ({"warmup_dldm__sources": []}, "^warmup_dldm.sources: .* sources craft, got none"),
+        ({"runtime__workers": 0}, "runtime.workers must be at least 1, got 0"),
+        ({"evaluate__lpips_weights": "none.pth"}, "^evaluate.lpips_weights: none.pth does not exist"),
     ],
 )
 def test_what_would_stop_a_later_stage_is_told_at_once(workspace, changes, told):
     with pytest.raises(UserError, match=told):
         checked(**changes)
     assert not check.OUT.exists()
+
+
+def test_sources_of_a_mixture_are_known_by_name_or_source(workspace):
+    listed = [{"source": "folder", "path": "films", "weight": 1, "name": "near"}, {"source": "craft", "weight": 1}]
+    listed.append({"source": "rlds", "path": "bridge", "weight": 1})
+    assert checked(ingest__source=listed, warmup_dldm__sources=["near", "craft"], ar__sources=["rlds"])
+    with pytest.raises(UserError, match="^ar.sources: expected some of the sources craft, near, rlds, got folder"):
+        checked(ar__sources=["folder"])
 
 
 @pytest.mark.parametrize("group", ["prior", "ar"])

@@ -1,6 +1,7 @@
 """LeRobot v2 and v3: every episode to the frame, with its actions; what is missing or disagrees is refused by name."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -369,13 +370,48 @@ def test_faulty_lists_are_told(tmp_path):
         take(root, tmp_path / "work")
 
 
+def test_links_are_followed_and_locked_folders_told(tmp_path, monkeypatch):
+    root = write_v3(tmp_path / "data", ((20, 31),))
+    (root / "meta/episodes/chunk-000").rename(tmp_path / "store")
+    (root / "meta/episodes/chunk-000").symlink_to(tmp_path / "store", target_is_directory=True)
+    taken, refused = take(root, tmp_path / "work")
+    assert len(taken) == 2 and not refused
+    (root / "meta/episodes/locked").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", guarded)  # the tests may run as root, whom nothing is denied
+        with pytest.raises(UserError, match="locked is a folder that cannot be opened .Permission denied.; change"):
+            take(root, tmp_path / "work")
+    (root / "meta/tasks.parquet").unlink()
+    (root / "meta/tasks.parquet").symlink_to(tmp_path / "nowhere")
+    lerobot_meta.read_tasks.cache_clear()
+    with pytest.raises(UserError, match="tasks.parquet is a link to nothing"):
+        take(root, tmp_path / "work")
+
+
 def test_pickles_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "openx").mkdir()
     (tmp_path / "openx/a.pickle").write_bytes(b"\x80\x04")
-    for source in ("lerobot", "folder", "frames", "videocraft"):
+    for source in ("lerobot", "folder", "frames", "videocraft", "rlds"):
         config = IngestConfig(source=source, path=str(tmp_path / "openx"))
         with pytest.raises(UserError, match="holds pickles .a.pickle.*set ingest.source to lerobot or rlds"):
             list(ADAPTERS[source].entries(config, tmp_path / "work", 1))
+
+
+def test_a_folder_that_is_none_is_told_alike_by_all_sources(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for source in ADAPTERS:
+        for path, got in (("nothing", "nothing"), ("file", "a file")):
+            config = IngestConfig(source=source, path=str(tmp_path / path))
+            words = f"^expected a folder of .* at ingest.path {tmp_path}/{path}, got {got}; change ingest.path$"
+            with pytest.raises(UserError, match=words):
+                list(ADAPTERS[source].entries(config, tmp_path / "work", 1))
 
 
 def test_parts_need_times(tmp_path):

@@ -85,6 +85,23 @@ def test_a_preset_takes_the_place_of_a_list():
     assert list(old) == ["ingest.source"]
 
 
+def test_only_rank_0_gives_files_their_names_in_the_mixture(tmp_path, monkeypatch):
+    own = tmp_path / "sources/near"
+    facts = {"split": None, "environment": "e", "task": "t", "instruction": "i", "hash": "0", "licence": "CC0"}
+    item = Entry("a", "rlds", "data/videos/a.mp4", fps=16.0, frames=2, width=8, height=8, codec="h264", **facts)
+    for kind, suffix in (("videos", "mp4"), ("tracks", "parquet"), ("truth", "parquet")):
+        (own / kind).mkdir(parents=True)
+        pl.DataFrame({"video": ["a"]}).write_parquet(own / kind / f"a.{suffix}")
+    monkeypatch.setattr(sources.table, "entries", lambda *_: iter([item]))
+    listed = config({"source": "rlds", "path": "x", "weight": 1, "name": "near"})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, made in (("1", []), ("0", ["tracks/near.a.parquet", "truth/near.a.parquet", "videos/near.a.mp4"])):
+        monkeypatch.setenv("RANK", rank)
+        assert len(list(sources.entries(listed, CraftConfig(), tmp_path, 1))) == 1
+        files = (file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("near.a.*"))
+        assert sorted(files) == made
+
+
 def test_both_stages_on_films_pictures_and_the_craft_world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("one", "two", "three"):

@@ -318,6 +318,34 @@ def test_what_is_no_file_is_refused(data, tmp_path):
     }
 
 
+def test_linked_data_sets_are_taken_once_and_locked_folders_told(data, tmp_path, monkeypatch):
+    (data / "toy").rename(tmp_path / "store")
+    (data / "linked").symlink_to(tmp_path / "store", target_is_directory=True)
+    (data / "twice").symlink_to(tmp_path / "store", target_is_directory=True)
+    (data / "locked").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # the tests may run as root, whom nothing is denied
+    write_shard(data / "a\udcff.tfrecord", [example(episode(0))])
+    taken, refused = take(data, tmp_path / "work")
+    assert len(taken) == 4 and all(name.startswith("linked__1.0.0__toy-") for name in taken)
+    assert refused == {
+        "a\\xff.tfrecord": "has a name that is not UTF-8",
+        "locked": "is a folder that cannot be opened (Permission denied)",
+    }
+
+
+def test_a_link_to_nothing_beside_the_shards_is_told(data, tmp_path):
+    (data / "toy/1.0.0/metadata.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="metadata.json is a link to nothing; mend or remove it"):
+        take(data, tmp_path / "work")
+
+
 def test_faulty_episodes_and_counts(data, tmp_path):
     folder = data / "toy" / "1.0.0"
     images = episode(0)["steps/observation/image"]
@@ -377,9 +405,6 @@ def test_missing_or_empty_folder(tmp_path):
         take(tmp_path / "none", tmp_path / "work")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no TFRecord file.*change ingest.path"):
-        take(tmp_path / "empty", tmp_path / "work")
-    (tmp_path / "empty" / "episode.pkl").write_bytes(b"x")
-    with pytest.raises(UserError, match="never loaded: take the data set's RLDS shards or its LeRobot form"):
         take(tmp_path / "empty", tmp_path / "work")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +153,18 @@ def _copy_run(out: Any, digest: Any, file: Path, start: int, count: int, frames:
             digest.update(last)
 
 
+def choose_sources(names: Sequence[str] | None, known: Iterable[str], key: str) -> list[str]:
+    """The sources that the parameter `key` names among those known, or all of these (None), sorted.
+
+    Raises: UserError if one of them is unknown, or none is named.
+    """
+    known = sorted(known)
+    chosen = known if names is None else sorted(set(names))
+    if unknown := [name for name in chosen if name not in known] or ([] if chosen else ["none"]):
+        raise UserError(f"{key}: expected some of the sources {', '.join(known)}, got {unknown[0]}; change it")
+    return chosen
+
+
 class ClipStore:
     """Random access to the clips of a folder written by `write_shards`, without copying them into memory.
 
@@ -265,11 +277,7 @@ class ClipStore:
 
         Raises: UserError if one of them is unknown, or none is named.
         """
-        known = self.index["source"].unique().sort().to_list()
-        chosen = known if names is None else sorted(set(names))
-        if unknown := [name for name in chosen if name not in known] or ([] if chosen else ["none"]):
-            raise UserError(f"{key}: expected some of the sources {', '.join(known)}, got {unknown[0]}; change it")
-        return chosen
+        return choose_sources(names, self.index["source"].unique(), key)
 
     def train_rows(self, sources: Sequence[str]) -> list[int]:
         """Rows of split train of some sources. Raises: UserError naming a source that has none."""

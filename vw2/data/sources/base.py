@@ -28,6 +28,7 @@ from vw2.files import locate
 from vw2.media.decode import MediaError
 from vw2.scratch import atomic_file
 
+FOLDER = "data/videos"  # where the stage puts the videos, relative to the repository
 MEMORY_GIB = 4.0  # what one worker may allocate: an 8192 x 8192 stream with its reference pictures fits
 UNKNOWN = "unknown"
 Source = Literal["craft", "folder", "frames", "videocraft", "lerobot", "rlds", "calvin"]
@@ -119,6 +120,16 @@ def walk(root: Path, shown: str, refused: list[Refused]) -> Iterator[tuple[str, 
             continue
         seen.add(real)
         yield Path(folder).relative_to(root).as_posix(), sorted(name for name in files if not name.startswith("."))
+
+
+def is_given(path: Path) -> bool:
+    """Is something there? For what a data set may have or not.
+
+    Raises: UserError for a link to nothing, which would pass for what it has not.
+    """
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to nothing; mend or remove it")
+    return path.exists()
 
 
 def utf8(path: Path | str) -> str:

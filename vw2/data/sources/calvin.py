@@ -27,14 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from vw2.console import UserError, progress
+from vw2.console import UserError
 from vw2.data.manifest import Entry, Refused
 from vw2.data.numpy_files import DataError, plain, read_array, read_npz, read_objects
-from vw2.data.pool import Failure
-from vw2.data.ranks import run_shared, share
-from vw2.data.sources.base import MEMORY_GIB, IngestConfig, from_record
+from vw2.data.sources.base import IngestConfig, inspect_all, is_given, source_folder, why
 from vw2.data.sources.episodes import Facts, Limits, Track, store
-from vw2.files import locate
 from vw2.media.decode import MediaError
 
 FPS = 30.0  # the rate at which CALVIN was recorded (control_freq of its configuration)
@@ -97,9 +94,13 @@ def _pairs(values: Any, path: Path, what: str) -> list[tuple[int, int]]:
 
 
 def find_annotations(folder: Path) -> Path | None:
-    """The file of annotations: lang_annotations/, else the first of the folders lang_* that has one."""
+    """The file of annotations: lang_annotations/, else the first of the folders lang_* that has one.
+
+    Raises: UserError for a link to nothing.
+    """
     folders = [folder / "lang_annotations", *sorted(folder.glob("lang_*"))]
-    return next((each / "auto_lang_ann.npy" for each in folders if (each / "auto_lang_ann.npy").is_file()), None)
+    files = (each / "auto_lang_ann.npy" for each in folders if is_given(each))
+    return next((file for file in files if is_given(file)), None)
 
 
 def read_annotations(path: Path) -> list[Window]:
@@ -135,7 +136,7 @@ def read_windows(folder: Path) -> list[Window]:
     if annotations is not None:
         return read_annotations(annotations)
     path = folder / "ep_start_end_ids.npy"
-    if not path.is_file():
+    if not is_given(path):
         raise UserError(f"{folder} holds neither {path.name} nor lang_annotations/auto_lang_ann.npy; add one of them")
     try:
         spans = read_array(path)
@@ -149,7 +150,7 @@ def read_windows(folder: Path) -> list[Window]:
 def read_scenes(folder: Path) -> list[tuple[str, int, int]]:
     """(letter, first frame, last frame) of each environment in scene_info.npy; empty without the file."""
     path = folder / "scene_info.npy"
-    if not path.is_file():
+    if not is_given(path):
         return []
     scenes = _objects(path)
     spans = _pairs([plain(span) for span in scenes.values()], path, "scene")
@@ -202,7 +203,7 @@ def _pictures(job: CalvinJob, rows: list[dict[str, np.ndarray]]) -> Iterator[np.
 
 
 def make_video(job: CalvinJob) -> dict[str, Any]:
-    """Write the video and the track of one window; the JSON form of its Entry, or of Refused with the true reason."""
+    """Write the video and the track of one window; {"items": [the Entry, or Refused with the true reason]} as JSON."""
     length = job.window.last - job.window.first + 1
     try:
         rows: list[dict[str, np.ndarray]] = []
@@ -211,11 +212,10 @@ def make_video(job: CalvinJob) -> dict[str, Any]:
             columns = [np.stack([row[name] for row in rows]) for name in (ACTION, STATE)]
             return Track(*columns, [job.window.instruction] * length)
 
-        return asdict(store(job.work, job.facts, length, _pictures(job, rows), track, job.limits))
-    except MediaError as error:
-        return asdict(Refused(job.path, str(error)))
-    except MemoryError:
-        return asdict(Refused(job.path, f"needs more than {MEMORY_GIB:g} GiB"))
+        item = store(job.work, job.facts, length, _pictures(job, rows), track, job.limits)
+    except (MediaError, MemoryError) as error:
+        item = Refused(job.path, why(error))
+    return {"items": [asdict(item)]}
 
 
 def _digits(folder: Path) -> int:
@@ -262,17 +262,7 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     Yields: an Entry or a Refused per window; a refused window is named <folder>#<first>-<last>.
     Raises: UserError if ingest.path holds no CALVIN data set or a table in it is faulty.
     """
-    root = locate(config.path)
-    folders = [root / name for name in SPLITS if (root / name).is_dir()] or [root]
-    if not root.is_dir():
-        kind = "a file" if root.exists() else "nothing"
-        raise UserError(f"expected a CALVIN folder at ingest.path {config.path}, got {kind}; change ingest.path")
+    root = source_folder(config, "a CALVIN data set")
+    folders = [root / name for name in SPLITS if is_given(root / name)] or [root]
     jobs = dict(job for folder in folders for job in _jobs(config, root, folder, work))
-    limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(share(len(jobs)), "unpack CALVIN windows") as bar:
-        for name, record in run_shared(make_video, jobs, work / "entries", **limits):
-            if isinstance(record, Failure):
-                yield Refused(jobs[name].path, record.reason)
-            else:
-                yield from_record(record)
-            bar.advance()
+    yield from inspect_all(make_video, jobs, config, work, workers, "unpack CALVIN windows")

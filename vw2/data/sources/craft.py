@@ -13,13 +13,12 @@ from vw2.console import progress
 from vw2.data.manifest import Entry, Refused, content_hash
 from vw2.data.pool import Failure
 from vw2.data.ranks import run_shared, share
-from vw2.data.sources.base import from_record
+from vw2.data.sources.base import FOLDER, from_record
 from vw2.media.encode import write_video
 from vw2.scratch import atomic_file
 from vw2.worlds import craft
 from vw2.worlds.craft import CraftConfig, CraftVideo
 
-FOLDER = "data/videos"  # where the stage puts the videos, relative to the repository
 LICENCE = "Apache-2.0"  # rendered by this project
 TRUTH = {"video": pl.String, **craft.TRUTH_SCHEMA}
 

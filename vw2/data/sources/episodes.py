@@ -15,12 +15,10 @@ import numpy as np
 import polars as pl
 
 from vw2.data.manifest import Entry, content_hash, tidy
-from vw2.data.sources.base import write_track
+from vw2.data.sources.base import FOLDER, write_track
 from vw2.media.decode import MediaError
 from vw2.media.encode import write_video
 from vw2.scratch import atomic_file
-
-FOLDER = "data/videos"  # where the stage puts the videos, relative to the repository
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 from vw2.console import UserError
 from vw2.data.manifest import Entry, Refused, content_hash
 from vw2.data.sources.base import (
+    FOLDER,
     READ_ERRORS,
     UNKNOWN,
     IngestConfig,
@@ -39,7 +40,6 @@ from vw2.media.decode import MediaError, probe, read_image
 from vw2.media.encode import write_video
 from vw2.scratch import atomic_file
 
-FOLDER = "data/videos"  # where the stage puts the videos, relative to the repository
 SUFFIXES = frozenset(".bmp .jpeg .jpg .png .webp".split())
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # by content: a .png that is PostScript would be run, not read
 

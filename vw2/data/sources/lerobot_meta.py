@@ -16,8 +16,8 @@ from typing import Any
 import polars as pl
 
 from vw2.console import UserError
-from vw2.data.manifest import tidy
-from vw2.data.sources.base import SECONDARY, SPLITS, IngestConfig, refuse_pickles
+from vw2.data.manifest import Refused, tidy
+from vw2.data.sources.base import SECONDARY, SPLITS, IngestConfig, is_given, refuse_pickles, walk
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO = "meta/info.json"
@@ -142,9 +142,14 @@ def _episodes_v2(root: Path, info: Mapping[str, Any], camera: str) -> Iterator[E
 
 
 def _episodes_v3(root: Path, info: Mapping[str, Any], camera: str) -> Iterator[Episode]:
-    files = sorted((root / "meta/episodes").rglob("*.parquet"))
+    refused: list[Refused] = []
+    folder = root / "meta/episodes"
+    files = [folder / below / name for below, names in walk(folder, str(folder), refused) for name in names]
+    files = sorted(file for file in files if file.suffix == ".parquet")
+    if refused and folder.is_dir():
+        raise UserError(f"{refused[0].path} {refused[0].reason}; change its permissions")
     if not files:
-        raise UserError(f"{root / 'meta/episodes'} holds no parquet file; the data set is incomplete, get it again")
+        raise UserError(f"{folder} holds no parquet file; the data set is incomplete, get it again")
     video = f"videos/{camera}"
     places = ["data/chunk_index", "data/file_index", f"{video}/chunk_index", f"{video}/file_index"]
     times = [f"{video}/from_timestamp", f"{video}/to_timestamp"]
@@ -185,11 +190,11 @@ def read_tasks(root: Path) -> dict[int, str]:
     """Number of a task -> its text; empty if the data set has no such table. Raises UserError if it is broken."""
     file = root / "meta/tasks.parquet"
     try:
-        if file.is_file():
+        if is_given(file):
             table = pl.read_parquet(file)
             texts = [name for name, kind in table.schema.items() if kind == pl.String]  # older: __index_level_0__
             return dict(table.select("task_index", "task" if "task" in texts else texts[0]).iter_rows())
-        if (file := root / "meta/tasks.jsonl").is_file():
+        if is_given(file := root / "meta/tasks.jsonl"):
             return {int(row["task_index"]): tidy(str(row["task"])) for row in read_lines(root, "meta/tasks.jsonl")}
     except (*TABLE_ERRORS, KeyError, IndexError, ValueError, TypeError) as error:
         raise UserError(f"{file}: expected a task_index and a text per task ({error!r}); get the file again") from error

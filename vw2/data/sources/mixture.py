@@ -106,7 +106,7 @@ def adopt(entry: Entry, part: SourceEntry, own: Path, work: Path) -> Entry:
 
 
 def entries(config: IngestConfig, world: CraftConfig, work: Path, workers: int) -> Iterator[Entry | Refused]:
-    """The videos of all sources, in any order.
+    """The videos of all sources, in any order; a rank that helps is given them as their adapters name them.
 
     Raises: what the adapters raise; UserError if an entry of a list gives no video.
     """
@@ -122,7 +122,7 @@ def entries(config: IngestConfig, world: CraftConfig, work: Path, workers: int) 
         for item in table.entries(plain, world, own, workers):
             if isinstance(item, Entry):
                 taken += 1
-                yield adopt(item, part, own, work)
+                yield item if helps() else adopt(item, part, own, work)  # two would write the same files at once
             else:
                 first = first if first and first.path <= item.path else item
                 yield item

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import stat
 from collections import defaultdict
@@ -28,15 +27,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vw2.console import UserError, progress
+from vw2.console import UserError
 from vw2.data.manifest import Entry, Refused
-from vw2.data.pool import Failure
-from vw2.data.ranks import run_shared, share
-from vw2.data.sources.base import MEMORY_GIB, SPLITS, IngestConfig, from_record
+from vw2.data.sources.base import (
+    SPLITS,
+    IngestConfig,
+    inspect_all,
+    is_given,
+    refuse_pickles,
+    source_folder,
+    utf8,
+    walk,
+    why,
+)
 from vw2.data.sources.episodes import Facts, Limits, Track, store
 from vw2.data.sources.rlds_keys import IMAGE, choose, is_picture, kinds_of_schema, kinds_of_values, matrix, words
 from vw2.data.tfrecord import Record, RecordError, features, index_records, read_record, values
-from vw2.files import locate
 from vw2.media.decode import MediaError
 
 FPS = 10.0  # frames per second where nothing tells
@@ -102,7 +108,7 @@ def _shows(encoded: list[memoryview] | np.ndarray, limits: Limits) -> bool:
 
 
 def make_video(job: RldsJob) -> dict[str, Any]:
-    """Write the video and the track of one episode; the JSON form of its Entry, or of Refused with the true reason."""
+    """Write the video and the track of one episode; {"items": [the Entry, or Refused with the true reason]} as JSON."""
     try:
         with open(job.shard, "rb") as stream:
             found = features(read_record(stream, job.record))
@@ -117,30 +123,33 @@ def make_video(job: RldsJob) -> dict[str, Any]:
         track = Track(matrix(found, keys.action, count), matrix(found, keys.state, count), said)
         instruction = next((text for text in said if text), "")
         facts = Facts(**{**vars(job.facts), "instruction": instruction})
-        return asdict(store(job.work, facts, count, _pictures(encoded, job.limits), lambda: track, job.limits))
-    except (RecordError, MediaError) as error:
-        return asdict(Refused(job.path, str(error)))
-    except MemoryError:
-        return asdict(Refused(job.path, f"needs more than {MEMORY_GIB:g} GiB"))
+        item = store(job.work, facts, count, _pictures(encoded, job.limits), lambda: track, job.limits)
+    except (RecordError, MediaError, MemoryError) as error:
+        item = Refused(job.path, why(error))
+    return {"items": [asdict(item)]}
 
 
 # ---------------------------------------------------------------- files
 
 
-def find_shards(root: Path) -> dict[Path, list[str]]:
-    """Names of TFRecord files by folder, sorted; hidden files and folders are passed over."""
-    found = {}
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        names = sorted(name for name in files if not name.startswith(".") and SHARD.fullmatch(name))
-        if names:
-            found[Path(folder)] = names
-    return found
+def find_shards(root: Path, shown: str = "", refused: list[Refused] | None = None) -> dict[Path, list[str]]:
+    """Names of TFRecord files by folder, sorted.
+
+    Args: as of `vw2.data.sources.base.walk`; `refused` also takes shards with names that are no UTF-8.
+    """
+    found, refused = defaultdict(list), [] if refused is None else refused
+    for folder, files in walk(root, shown, refused):
+        for name in filter(SHARD.fullmatch, files):
+            if utf8(path := (Path(folder) / name).as_posix()) != path:
+                refused.append(Refused(utf8(Path(shown) / path), "has a name that is not UTF-8"))
+            else:
+                found[root / folder].append(name)
+    return dict(found)
 
 
 def _json(path: Path) -> Any:
     """A JSON file; {} if it is not there. Raises: UserError if it is none."""
-    if not path.is_file():
+    if not is_given(path):
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -214,11 +223,13 @@ def _make_id(name: str) -> str:
     return short if len(short) <= 90 else f"{short[-80:].lstrip('.-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _look_up(config: IngestConfig, root: Path, work: Path) -> Iterator[tuple[str, RldsJob] | Refused]:
+def _look_up(
+    config: IngestConfig, root: Path, found: dict[Path, list[str]], work: Path
+) -> Iterator[tuple[str, RldsJob] | Refused]:
     """(name, job) of every episode, named by what can change its outcome; Refused for what is missing or damaged."""
     limits = Limits(config.min_frames, config.max_side, config.time_limit)
     taken: set[str] = set()
-    for folder, shards in find_shards(root).items():
+    for folder, shards in found.items():
         data = read_info(folder, shards)
         inside = folder.relative_to(root).as_posix()
         here = f"{Path(config.path).as_posix()}/{inside}".removesuffix("/.")
@@ -230,15 +241,15 @@ def _look_up(config: IngestConfig, root: Path, work: Path) -> Iterator[tuple[str
             taken.add(id_)
             split, episodes = SPLITS.get(match["split"] or ""), 0
             try:
-                found = path.stat()
-                if not stat.S_ISREG(found.st_mode):
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
                     raise OSError("it is a pipe or device, not a file")
                 for record in index_records(path):
                     facts = Facts(
                         f"{id_}_{record.number:05d}", "rlds", split, "unknown", data.name, "", config.licence, data.fps
                     )
                     job = RldsJob(str(path), f"{here}/{shard}#{record.number}", record, data.kinds, facts, limits, work)
-                    state = f"{job}{found.st_size}{found.st_mtime_ns}"
+                    state = f"{job}{status.st_size}{status.st_mtime_ns}"
                     yield hashlib.sha256(state.encode()).hexdigest()[:32], job
                     episodes += 1
             except RecordError as error:
@@ -254,29 +265,21 @@ def _look_up(config: IngestConfig, root: Path, work: Path) -> Iterator[tuple[str
 def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | Refused]:
     """Make a video and a track (see `vw2.data.sources.episodes`) of every episode.
 
-    Yields: an Entry or a Refused per episode, named <shard>#<number>, and a Refused per missing or damaged shard.
+    Yields: an Entry or a Refused per episode, named <shard>#<number>, and a Refused per missing or damaged shard and
+        folder that cannot be opened.
     Raises: UserError if ingest.path holds no TFRecord file or a file beside them is faulty.
     """
-    root = locate(config.path)
-    if not root.is_dir():
-        kind = "a file" if root.exists() else "nothing"
-        raise UserError(f"expected a folder of TFRecord files at ingest.path {config.path}, got {kind}; change it")
-    if not find_shards(root):
-        hint = "change ingest.path"
-        if any(root.rglob("*.pkl")) or any(root.rglob("*.pickle")):
-            hint = "pickle files are never loaded: take the data set's RLDS shards or its LeRobot form instead"
-        raise UserError(f"no TFRecord file (*.tfrecord*) in ingest.path {config.path}; {hint}")
+    root = source_folder(config, "TFRecord files")
+    refused: list[Refused] = []
+    found = find_shards(root, config.path, refused)
+    if not found and not refused:
+        refuse_pickles(config, root)
+        raise UserError(f"no TFRecord file (*.tfrecord*) in ingest.path {config.path}; change ingest.path")
+    yield from refused
     jobs: dict[str, RldsJob] = {}
-    for item in _look_up(config, root, work):
+    for item in _look_up(config, root, found, work):
         if isinstance(item, Refused):
             yield item
         else:
             jobs[item[0]] = item[1]
-    limits = {"workers": workers, "seconds": 4 * config.time_limit + 60, "memory_gib": MEMORY_GIB}
-    with progress(share(len(jobs)), "unpack RLDS episodes") as bar:
-        for name, record in run_shared(make_video, jobs, work / "entries", **limits):
-            if isinstance(record, Failure):
-                yield Refused(jobs[name].path, record.reason)
-            else:
-                yield from_record(record)
-            bar.advance()
+    yield from inspect_all(make_video, jobs, config, work, workers, "unpack RLDS episodes")
