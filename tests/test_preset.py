@@ -253,6 +253,7 @@ def test_committed_presets_fit_params_yaml(name):
     text = (ROOT / "params.yaml").read_text()
     overrides = preset.read(name, ROOT / "presets")
     result, _ = patch(text, overrides, name)
+    assert preset.catalogue(ROOT / "presets")[name].endswith(".")  # --list shows one line, so it is a whole sentence
     assert result.count("#") == text.count("#")
     assert reader.load(ROOT / "params.yaml").keys() == parse(result, name).keys()
 
