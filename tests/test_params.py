@@ -72,6 +72,8 @@ def test_build_converts_and_nests():
         ({"lr": "1e-4"}, ["outer.lr", "a number", "'1e-4'"]),
         ({"lr": False}, ["outer.lr", "a number", "false"]),
         ({"lr": float("nan")}, ["outer.lr", "a number", "nan"]),
+        ({"lr": 10**400}, ["outer.lr", "a number", "an integer of more than 308 digits"]),
+        ({"lr": -(10**400)}, ["outer.lr", "a number", "an integer of more than 308 digits"]),
         ({"mode": "on"}, ["outer.mode", "off, decoder", "'on'"]),
         ({"mode": False}, ["outer.mode", "off, decoder", "false"]),  # YAML 1.1 would read `off` as false
         ({"live": 1}, ["outer.live", "true or false", "1"]),
@@ -138,6 +140,13 @@ def test_the_known_groups_are_those_of_the_committed_file():
         ("", ["a mapping of groups"]),
         ("gatez:\n  enabled: true\n", ["gatez: unknown group", "did you mean gates?"]),
         ("seed: 4294967296\n", ["seed: expected an integer in [0, 4294967296)"]),
+        ("a: 1\nseed: 2020-13-45\n", ["not valid YAML", "month must be in 1..12", "(line 2)"]),
+        ('seed: !!int "abc"\n', ["not valid YAML", "'abc'", "(line 1)"]),
+        ("ar:\n  lr: !!bool x\n", ["not valid YAML", "'x'", "(line 2)"]),
+        (f"seed: {'9' * 400}\n", ["seed: expected an integer in", "got an integer of more than 308 digits"]),
+        (f"seed: {'9' * 5000}\n", ["not valid YAML", "4300 digits", "(line 1)"]),
+        (f"seed: 0x{'f' * 5000}\n", ["seed: expected an integer in", "got an integer of more than 308 digits"]),
+        ("a: " + "[" * 3000, ["not valid YAML", "nested too deeply"]),
     ],
 )
 def test_load_refuses_what_is_no_params_file(tmp_path, text, words):

@@ -55,6 +55,15 @@ def files(tmp_path):
     return tmp_path / "params.yaml", tmp_path / "presets"
 
 
+@pytest.mark.parametrize(
+    "text", ["seed: 2020-13-45\n", 'seed: !!int "abc"\n', "seed: !!bool x\n", "seed: " + "[" * 3000]
+)
+def test_a_value_that_cannot_be_read_is_one_sentence(text):
+    with pytest.raises(UserError, match="^preset odd is not valid YAML: ") as caught:
+        parse(text, "preset odd")
+    assert "\n" not in str(caught.value)
+
+
 def test_only_the_changed_values_change():
     overrides = """
 dldm:
@@ -244,6 +253,7 @@ def test_committed_presets_fit_params_yaml(name):
     text = (ROOT / "params.yaml").read_text()
     overrides = preset.read(name, ROOT / "presets")
     result, _ = patch(text, overrides, name)
+    assert preset.catalogue(ROOT / "presets")[name].endswith(".")  # --list shows one line, so it is a whole sentence
     assert result.count("#") == text.count("#")
     assert reader.load(ROOT / "params.yaml").keys() == parse(result, name).keys()
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
+import sys
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from vw2.console import UserError
@@ -35,6 +36,16 @@ GROUPS = ("seed", "runtime", "compute", "craft", "ingest", "splits", "clip", "pr
     "rollout",
     "evaluate",
 )
+
+
+class _Constructor(SafeConstructor):
+    """Tells the line of a value that is none of its kind, which ruamel leaves to Python: 2020-13-45, !!int "abc"."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError) as error:
+            raise ConstructorError(problem=f"cannot read the value ({error})", problem_mark=node.start_mark) from None
 
 
 class Groups(dict):
@@ -59,9 +70,13 @@ def load(path: Path = Path("params.yaml")) -> dict[str, Any]:
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"expected a YAML text file at {path}, got something else; pass --params FILE") from None
     try:
-        tree = YAML(typ="safe", pure=True).load(text)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Constructor = _Constructor
+        tree = yaml.load(text)
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {_where(error)}; mend that line") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid YAML: it is nested too deeply; mend it") from None
     if not isinstance(tree, dict):
         raise UserError(
             f"expected {path} to hold a mapping of groups, got {_seen(tree)}; see the committed params.yaml"
@@ -159,7 +174,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             kind = args[1] if args else Any
             return {key: _convert(kind, each, f"{name}.{key}") for key, each in value.items()}
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
@@ -239,5 +254,7 @@ def _seen(value: Any) -> str:
         return "a group of keys"
     if isinstance(value, list | tuple):
         return f"the list {list(value)}"
+    if isinstance(value, int) and value.bit_length() > 1024:  # Python may refuse to write it out
+        return "an integer of more than 308 digits"
     kind = {bool: "", int: "", float: "", str: "the string "}.get(type(value), f"{type(value).__name__} ")
     return f"{kind}{value!r}" if not isinstance(value, bool) else str(value).lower()

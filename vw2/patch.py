@@ -35,7 +35,9 @@ def parse(text: str, name: str) -> Any:
     """Round-trip tree of a YAML text, {} if it is empty; UserError if it is not a mapping."""
     try:
         tree = YAML().load(text)
-    except YAMLError as error:
+    except RecursionError:
+        raise UserError(f"{name} is not valid YAML: it is nested too deeply; mend it") from None
+    except (YAMLError, ValueError, KeyError) as error:  # ruamel lets Python's own errors through: 2020-13-45
         raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"expected {name} to hold a mapping of groups, got {tree!r}; write `group:` and keys below it")
