@@ -132,6 +132,13 @@ def test_cached_sampling_is_the_full_forward():
         assert len(got) == CONFIG.max_clips or best[-1] == SHAPE.codebook
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_the_cache_goes_by_the_name_that_llama_takes():
+    """transformers warns of a name that it will drop; another one would be passed over, and the cache with it."""
+    batch = batch_of([1] * 2)
+    assert len(tiny().sample(batch.words, batch.first, ["a", "b"], seed=0)) == 2
+
+
 def test_rows_do_not_depend_on_the_rows_beside_them():
     model, batch = tiny(), batch_of([1] * 6)
     keys = [f"video/{i}" for i in range(6)]

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from math import prod
 
 import vw2.torchvision_ops  # noqa: F401
@@ -33,6 +34,8 @@ from vw2.models.nucleus import pick_or_end, row_generator
 
 PAD, UNKNOWN = 0, 1  # word ids; those of the vocabulary begin at 2
 SIDE = 8  # first-frame features are pooled to at most SIDE x SIDE tokens (our choice)
+# LLaMA's name for its key-value cache: transformers 5.24 renamed it, and warns of the old one
+CACHE = "cache" if "cache" in signature(LlamaModel.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ class ARTransformer(nn.Module):
         alive = torch.arange(rows, device=prefix.device)
         cache, inputs = DynamicCache(config=self.body.config), prefix
         for place in range(most):
-            hidden = self.body(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
+            hidden = self.body(inputs_embeds=inputs, use_cache=True, **{CACHE: cache}).last_hidden_state
             token = pick_or_end(self.logits(hidden[:, -1:], place)[:, 0], draws[alive, place], temperature, top_p)
             on = token != shape.codebook
             if not on.all():
