@@ -24,7 +24,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from benchmarks.films import FPS, make_film
 from vw2.console import UserError, run, table, track
-from vw2.data.clips import ClipConfig, cut_video
+from vw2.data.clips import ClipConfig, cut_file
 from vw2.data.frame_rate import source_index
 from vw2.data.sources.folder import find_videos
 from vw2.media.decode import probe, read_frames, scan
@@ -32,6 +32,7 @@ from vw2.media.picture import SHRINK
 from vw2.media.resize import resize_frame
 
 CONFIG = ClipConfig(fit="stretch")  # the plain loops know no other
+WHOLE = {"start": None, "stop": None, "variable": False, "sar": 1.0, "width": 0, "height": 0}  # a row of the manifest
 FLAGS = {"area": SHRINK, "bilinear": Interpolation.BILINEAR, "area, all": SHRINK}
 PLAIN = (*FLAGS, "resize")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -58,9 +59,9 @@ def plain(kind: str, file: Path, fps: float) -> list[np.ndarray]:
     return kept
 
 
-def ours(file: Path, fps: float, folder: Path) -> int:
+def ours(file: Path, fps: float, folder: Path) -> None:
     """As the stage clip does it, writing included."""
-    return cut_video(file, CONFIG, fps, False, 1.0, folder / f"{os.getpid()}.u8")
+    list(cut_file(file, [{**WHOLE, "id": str(os.getpid()), "fps": fps}], CONFIG, folder))
 
 
 def cost(work: Callable, *arguments: object) -> tuple[float, float]:

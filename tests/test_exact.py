@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numbered import numbered_frame, read_number, write_raw
 
-from vw2.data.clips import ClipConfig, cut_video
+from vw2.data.clips import ClipConfig, cut_file
 from vw2.media.decode import read_frames, scan
 
 RATES = [24, 25, Fraction(30000, 1001), 30, 60]
@@ -39,8 +39,8 @@ def clip_numbers(path, folder, height=72, width=120, fps=16.0):
     """What a clip of the file shows, by way of `scan`, as the stages do it."""
     info = scan(path)
     config = ClipConfig(fps=fps, height=height, width=width)
-    count = cut_video(path, config, info.fps, info.variable, info.sar, folder / "a.u8")
-    raw = np.fromfile(folder / "a.u8", np.uint8).reshape(count, height, width, 3)
+    ((_, written),) = cut_file(path, [{"id": "a", "start": None, "stop": None, **vars(info)}], config, folder)
+    raw = np.fromfile(folder / "a.u8", np.uint8).reshape(written.frames, height, width, 3)
     return [read_number(frame) for frame in raw], info
 
 

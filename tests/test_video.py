@@ -7,7 +7,7 @@ import pytest
 import torch
 from numbered import noisy_frame, numbered_frame, read_number, write_raw
 
-from vw2.data.clips import ClipConfig, cut_video, resample
+from vw2.data.clips import ClipConfig, cut_file, resample
 from vw2.data.frame_rate import source_index
 from vw2.media.decode import MediaError, frame_rate, probe, read_frames, read_image, read_video, scan
 from vw2.media.encode import write_preview, write_video
@@ -271,12 +271,22 @@ def test_model_range_and_back():
         to_uint8(torch.full((3, 1, 2, 2), float("nan")))
 
 
-def test_cut_video_writes_raw_frames(tmp_path):
+def test_cut_file_writes_raw_frames(tmp_path):
     path = write_raw(tmp_path / "a.mp4", map(numbered_frame, range(60)))
     config = ClipConfig(frames=17, fps=15.0, height=48, width=96, fit="cover", min_frames=17)
-    count = cut_video(path, config, 30.0, False, 1.0, tmp_path / "a.u8")
+    row = {
+        "id": "a",
+        "start": None,
+        "stop": None,
+        "fps": 30.0,
+        "variable": False,
+        "sar": 1.0,
+        "width": 96,
+        "height": 48,
+    }
+    ((name, written),) = cut_file(path, [row], config, tmp_path)
     raw = np.fromfile(tmp_path / "a.u8", np.uint8).reshape(-1, 48, 96, 3)
-    assert count == len(raw) == 30
+    assert name == "a" and written.frames == len(raw) == 30
     assert [read_number(frame) for frame in raw] == list(range(0, 60, 2))
 
 

@@ -93,28 +93,16 @@ def resample(
         j += 1
 
 
-def cut_video(path: Path, config: ClipConfig, source_fps: float, variable: bool, sar: float, target: Path) -> int:
-    """Resample and resize one video into a raw uint8 file of F x H x W x 3 bytes, written whole or not at all.
-
-    Args:
-        path: video file.
-        config: the clips' rate and size.
-        source_fps, variable, sar: from the manifest.
-        target: raw file to write.
-    Returns: F, the number of frames written.
-    Raises: MediaError if the video breaks.
-    """
-    return _write(read_pictures(path), config, source_fps, variable, sar, target).frames
-
-
 def cut_file(
     path: Path, rows: Sequence[Mapping[str, Any]], config: ClipConfig, folder: Path
 ) -> Iterator[tuple[str, Written]]:
-    """As `cut_video` for all videos that lie in one file, which is decoded once if they do not overlap.
+    """Resample and resize the videos of one file into raw uint8 files of F x H x W x 3 bytes, each whole or not at all.
+
+    The file is decoded once if its videos do not overlap.
 
     Args:
         path: video file.
-        rows: rows of the manifest; start None for the whole file.
+        rows: its rows of the manifest; start None for the whole file.
         config: the clips' rate and size.
         folder: takes a raw file <id>.u8 for each row.
     Yields: (id, what was written), the parts of the file in order of time.

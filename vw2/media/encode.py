@@ -27,7 +27,7 @@ def _rate(fps: float) -> Fraction:
 
 def _encode(path: Path, frames: Iterable[np.ndarray], fps: float, pixels: str, options: dict[str, str]) -> None:
     """Encode (H, W, 3) uint8 frames to an mp4 file with x264, one thread, no date or version stamp."""
-    rgb, options = pixels == "rgb24", {"x264-params": REPRODUCIBLE, **options}
+    rgb = pixels == "rgb24"
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
