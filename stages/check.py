@@ -20,6 +20,7 @@ from vw2.data.sources.mixture import parts
 from vw2.evaluation.videos import EvaluateConfig
 from vw2.models.backends import check_guardrail, check_size, sketch
 from vw2.models.begin import check_files, check_precision, check_prior
+from vw2.models.dinov2 import check_folder
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.layers import device_of
@@ -96,6 +97,9 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
         check_spread(config, built[group].batch, clip.frames)
     check_frozen(values, config)
     check_dldm(config, clip, PRIOR)
+    backbone = built["classifier"].model.backbone
+    if backbone.kind == "dinov2":
+        check_folder(backbone.weights)
     with atomic_file(OUT) as temporary:
         temporary.write_text('{"checked": true}\n', encoding="utf-8")
     say("the settings go together")

@@ -43,6 +43,30 @@ def refusals() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+@contextmanager
+def unreadable(what: str, advice: str, errors: type[Exception] = Exception) -> Iterator[None]:
+    """Around the code that reads files of others: what it stumbles over there is for the user to put right.
+
+    Args:
+        what: say "the Dinov2Model in weights"; advice: what to change.
+        errors: what counts as their fault; a bug of ours should keep its traceback.
+    Raises: UserError.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):  # have sentences of their own
+        raise
+    except errors as error:
+        head, *rest = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or [""]
+        if rest and head.endswith(":"):  # a heading
+            said = rest[0]
+        elif isinstance(error, ValueError):
+            said = head
+        else:  # "'x'" alone would not say that a key is missing
+            said = f"{type(error).__name__}: {head}"
+        raise UserError(f"{what} could not be read ({said}); {advice}") from error
+
+
 SHORT = re.compile(r"\d+ requested and \d+ written")  # what numpy says of a full disk
 
 

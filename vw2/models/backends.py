@@ -115,12 +115,18 @@ def published(config: BackendConfig) -> Path:
     return fetch(config.weights, config.revision, ("vae", "transformer"))
 
 
+def make_vae(folder: Path, get: Get) -> WanVAE:
+    """The VAE of a folder with published weights. Args, raises: as make_cosmos."""
+    with reading(AutoencoderKLWan, folder / "vae"):
+        return WanVAE(get(AutoencoderKLWan, folder / "vae"))
+
+
 def make_cosmos(config: BackendConfig, folder: Path, get: Get = read) -> Pair:
     """Cosmos-Predict2 of a folder. Raises: UserError if it is not there, or is another network.
 
     Args: get: how a network comes out of its folder, `read` or `outline` of vw2.models.hub.
     """
-    vae = WanVAE(get(AutoencoderKLWan, folder / "vae"))
+    vae = make_vae(folder, get)
     place, options = folder / "transformer", {"controlnet_block_every_n": 1, "torch_dtype": config.torch_dtype}
     with reading(CosmosTransformer3DModel, place):
         net = get(CosmosTransformer3DModel, place, **options)
@@ -129,7 +135,7 @@ def make_cosmos(config: BackendConfig, folder: Path, get: Get = read) -> Pair:
 
 def make_wan(config: BackendConfig, folder: Path, get: Get = read) -> Pair:
     """Wan of a folder. Args, raises: as make_cosmos."""
-    vae, place = WanVAE(get(AutoencoderKLWan, folder / "vae")), folder / "transformer"
+    vae, place = make_vae(folder, get), folder / "transformer"
     with reading(WanTransformer3DModel, place):
         return Pair(vae, WanVDM(get(WanTransformer3DModel, place, torch_dtype=config.torch_dtype)))
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
 from vw2.console import UserError
-from vw2.files import locate, read_json, write_json
+from vw2.files import read_json, write_json
+from vw2.models.dinov2 import read_dinov2
 from vw2.models.pretrained import read_weights, save_weights
 from vw2.models.settings import settings
 
@@ -132,9 +133,12 @@ class Dinov2Backbone(Backbone):
     """
 
     def __init__(self, config: BackboneConfig, architecture: dict | None = None):
-        super().__init__(
-            config, pretrained(config) if architecture is None else Dinov2Model(Dinov2Config(**architecture))
+        net = (
+            read_dinov2(config.weights, config.revision)
+            if architecture is None
+            else Dinov2Model(Dinov2Config(**architecture))
         )
+        super().__init__(config, net)
         self.width, self.architecture = self.net.config.hidden_size, self.net.config.to_diff_dict()
         mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
         self.register_buffer("mean", mean * 2 - 1, persistent=False)  # in [-1, 1]
@@ -150,19 +154,6 @@ class Dinov2Backbone(Backbone):
 
 
 BACKBONES: dict[str, type[Backbone]] = {"mini": MiniBackbone, "dinov2": Dinov2Backbone}
-
-
-def pretrained(config: BackboneConfig) -> Dinov2Model:
-    """DINOv2 with its weights, of the hub or of a folder. Raises: UserError if they cannot be read."""
-    folder = locate(config.weights)
-    weights, revision = (folder, None) if folder.is_dir() else (config.weights, config.revision)
-    try:
-        return Dinov2Model.from_pretrained(weights, revision=revision, use_safetensors=True)
-    except OSError as error:
-        raise UserError(
-            f"the DINOv2 weights {config.weights} could not be read; connect to the Hugging Face hub once, "
-            "or set classifier.model.backbone.weights to a folder with config.json and model.safetensors"
-        ) from error
 
 
 class StepClassifier(nn.Module):

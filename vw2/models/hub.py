@@ -5,10 +5,11 @@ Only config.json and safetensors files are fetched and read; nothing is unpickle
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 
@@ -16,10 +17,11 @@ import torch
 from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from vw2.console import UserError
+from vw2.console import UserError, unreadable
 from vw2.files import locate
+from vw2.params import build
 
 COMMIT = re.compile("[0-9a-f]{40}")
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
@@ -66,7 +68,7 @@ def expect(kind: type[ModelMixin], folder: Path) -> None:
     if (folder / "config.json").is_file():
         try:
             found = json.loads((folder / "config.json").read_text()).get("_class_name", "another config.json")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             found = "a broken config.json"
     if found != kind.__name__:
         raise UserError(
@@ -77,17 +79,29 @@ def expect(kind: type[ModelMixin], folder: Path) -> None:
 
 
 @contextmanager
-def reading(kind: type[ModelMixin], folder: Path) -> Iterator[None]:
-    """Around the code that loads the diffusers model of this class from `folder`: its failures in one sentence.
+def reading(kind: type[ModelMixin], folder: Path, errors: type[Exception] = ValueError) -> Iterator[None]:
+    """Around the code that makes something of the diffusers model of this class in `folder`.
 
-    Raises: UserError if the folder holds another class or broken files.
+    Args: errors: what is the folder's fault: what our own classes say of a network, or whatever diffusers raises.
+    Raises: UserError if the folder holds another class, or one of `errors`, in one sentence.
     """
     expect(kind, folder)
-    try:
+    with unreadable(f"the {kind.__name__} in {folder}", f"fetch its files again or change {KEYS}", errors):
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"the {kind.__name__} in {folder} could not be read ({reason}); change {KEYS}") from error
+
+
+def check_types(kind: type[ModelMixin], config: Mapping[str, Any]) -> None:
+    """Check the values of a config.json against the types in the signature of its class: diffusers does not, and takes
+    some on which it stumbles only when it computes.
+
+    Raises: ValueError naming the key.
+    """
+    hints = get_type_hints(kind.__init__)
+    known = {key: value for key, value in config.items() if key in hints}
+    try:
+        build(make_dataclass("Typed", [(key, hints[key]) for key in known]), known, "config.json")
+    except UserError as error:
+        raise ValueError(str(error).partition("; change")[0]) from error
 
 
 def complete(model: ModelMixin, folder: Path) -> None:
@@ -113,8 +127,10 @@ def outline(kind: type[Model], folder: Path, torch_dtype: torch.dtype | None = N
     Args: torch_dtype: not looked at; options: beside those of its config.json.
     Raises: as `read`, of what is to be seen without the numbers.
     """
-    with reading(kind, folder):
-        return kind.from_config(kind.load_config(folder), **options)
+    with reading(kind, folder, Exception):
+        config = kind.load_config(folder)
+        check_types(kind, config)
+        return kind.from_config(config, **options)
 
 
 def read(kind: type[Model], folder: Path, **options) -> Model:
@@ -122,7 +138,8 @@ def read(kind: type[Model], folder: Path, **options) -> Model:
 
     Raises: UserError if the folder holds another class, broken files or other weights.
     """
-    with reading(kind, folder):
+    with reading(kind, folder, Exception):
+        check_types(kind, kind.load_config(folder))
         model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
         complete(model, folder)
     return model

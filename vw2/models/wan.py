@@ -84,11 +84,15 @@ class WanVDM(nn.Module):
     def __init__(self, transformer: WanTransformer3DModel):
         """Wrap a network, pretrained or random.
 
-        Raises: ValueError if the network is one of Wan's others, which take the first frame in extra channels.
+        Raises: ValueError if the network is one of Wan's others, which take the first frame in extra channels, or its
+            tokens are no squares of one latent frame.
         """
         super().__init__()
         config = transformer.config
-        if config.in_channels != config.out_channels or config.image_dim is not None or config.patch_size[0] != 1:
+        patch = config.patch_size[-1:]
+        if min(patch, default=0) < 1 or tuple(config.patch_size) != (1, *patch, *patch):
+            raise ValueError(f"expected a Wan transformer with patch_size (1, p, p), got {tuple(config.patch_size)}")
+        if config.in_channels != config.out_channels or config.image_dim is not None:
             raise ValueError(
                 "expected a Wan transformer that is given the first frame clean (in_channels = out_channels, no "
                 f"image_dim, as in Wan 2.2 TI2V-5B), got in_channels {config.in_channels}, out_channels "

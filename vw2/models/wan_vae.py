@@ -4,6 +4,9 @@ Both are diffusers' AutoencoderKLWan with other numbers, read from the model's o
 latent frames (1 + (T-1)/4), C latent channels, h w latent pixels.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 
 import torch
@@ -25,12 +28,32 @@ WAN_2_2 = {  # 704,688,668 parameters; its mean and standard deviation come with
 }
 
 
+def check_network(config: Mapping[str, Any]) -> None:
+    """Refuse numbers of an AutoencoderKLWan that contradict each other or the port. Raises: ValueError."""
+    for key in ("latents_mean", "latents_std"):
+        if len(config[key]) != config["z_dim"]:
+            raise ValueError(f"expected {key} of z_dim, {config['z_dim']}, numbers, got {len(config[key])}")
+    if min(config["latents_std"]) <= 0:
+        raise ValueError(f"expected latents_std above 0, got {min(config['latents_std'])}")
+    halved = config["temperal_downsample"]
+    if 2 ** sum(halved) != STRIDE:
+        raise ValueError(f"expected a VAE with {STRIDE} frames per latent frame, got temperal_downsample {halved}")
+    if (config["scale_factor_spatial"] or 0) < 1:  # cuts tiles, whether there are any or not
+        raise ValueError(f"expected scale_factor_spatial of at least 1, got {config['scale_factor_spatial']}")
+    patch = 1 if config["patch_size"] is None else config["patch_size"]
+    channels = (config["in_channels"], config["out_channels"])
+    if patch < 1 or channels != (3 * patch**2, 3 * patch**2):
+        raise ValueError(f"expected in_channels and out_channels 3 patch_size^2, got {channels} and patch_size {patch}")
+
+
 class WanVAE(nn.Module):
     """Latents normalised by the mean and standard deviation that Wan's authors measured for each channel."""
 
     def __init__(self, net: AutoencoderKLWan):
+        """Wrap a network, pretrained or random. Raises: ValueError if its numbers contradict each other."""
         super().__init__()
         config = net.config
+        check_network(config)
         self.net = net
         self.latent = config.z_dim
         self.side = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
