@@ -35,6 +35,7 @@ from vw2.training.compute import generator
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = 12
 VAE = {"base_dim": 4, "num_res_blocks": 1, "dim_mult": [1, 1, 1, 1], "z_dim": 4}
+VAE |= {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 CONFIG = DiTConfig(
     CosmosConfig(latent=4, layers=3, max_size=(8, 16, 16), tokens=TOKENS, **TINY),
     ControlConfig(blocks=2, weight=0.5, hint="mlp", own_time=True),
