@@ -134,7 +134,7 @@ def test_no_config_at_all(folder, kind, part, text):
 @pytest.mark.parametrize("kind", ["wan", "cosmos"])
 def test_published_networks_have_the_types_of_their_signatures(kind):
     with torch.device("meta"):
-        pair = BACKENDS[kind].random()
+        pair = BACKENDS[kind].random(BackendConfig(kind, "folder"))
     for net in (pair.vae.net, pair.vdm.transformer):
         check_types(type(net), json.loads(net.to_json_string()))
 

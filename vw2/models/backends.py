@@ -20,7 +20,7 @@ from vw2.console import UserError, say
 from vw2.files import locate, read_json
 from vw2.guardrail import Guardrail, check_installed, guardrail
 from vw2.models.cosmos import CosmosConfig, CosmosVDM
-from vw2.models.hub import fetch, outline, read, reading
+from vw2.models.hub import expect_weights, fetch, hollow, outline, read, reading
 from vw2.models.port import VDM, VideoPrior, VideoVAE
 from vw2.models.prior import Prior, PriorModelConfig
 from vw2.models.wan import TI2V_5B, WanVDM
@@ -115,9 +115,12 @@ def random_wan(transformer: dict | None = None, vae: dict | None = None) -> Pair
     return Pair(WanVAE(AutoencoderKLWan(**WAN_2_2 | (vae or {}))), WanVDM(net))
 
 
-def published(config: BackendConfig) -> Path:
-    """The folder of published weights."""
-    return fetch(config.weights, config.revision, ("vae", "transformer"))
+PARTS = ("vae", "transformer")  # folders of a published model
+
+
+def vae_alone(kind: type[nn.Module], folder: Path, **options) -> nn.Module:
+    """A `Get` for those who have the transformer's weights already: it comes without any."""
+    return (read if kind is AutoencoderKLWan else hollow)(kind, folder, **options)
 
 
 def make_vae(folder: Path, get: Get) -> WanVAE:
@@ -186,16 +189,19 @@ def show_licence(kind: str) -> None:
     say(f"licence of the {BACKENDS[kind].title} weights: {BACKENDS[kind].licence}")
 
 
-def load_backend(config: BackendConfig, prior: Path) -> VideoPrior:
+def load_backend(config: BackendConfig, prior: Path, get: Get = read) -> VideoPrior:
     """VAE (frozen) and VDM of a back end, in eval mode; its licence is shown first.
 
     Args:
-        prior: folder of the mini prior.
+        prior: folder of the mini prior, which has all its weights whatever `get` is.
+        get: `read`, or `vae_alone`, which leaves gigabytes where they are.
     Raises: UserError if the weights are not there, not pinned or of another kind.
     """
     show_licence(config.kind)
-    folder = prior if config.kind == "mini" else published(config)
-    pair = BACKENDS[config.kind].make(config, folder).eval()
+    whole = 2 if get is read else 1
+    published = lambda: fetch(config.weights, config.revision, PARTS[:whole], PARTS[whole:])  # noqa: E731
+    folder = prior if config.kind == "mini" else published()
+    pair = BACKENDS[config.kind].make(config, folder, get).eval()
     pair.vae.requires_grad_(False)
     return pair
 
@@ -216,7 +222,10 @@ def sketch(config: BackendConfig, prior: Path) -> VideoPrior | None:
     backend = BACKENDS[config.kind]
     if (folder := locate(config.weights)).is_dir():
         with torch.device("meta"):
-            return backend.make(config, folder, outline)
+            pair = backend.make(config, folder, outline)
+        for part in PARTS:
+            expect_weights(folder / part)
+        return pair
     if config.weights != PUBLISHED[config.kind]:
         return None
     with torch.device("meta"):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_type_hints
 import vw2.torchvision_ops  # noqa: F401  (must come before diffusers)
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -30,13 +31,13 @@ KEYS = "dldm.backend.weights"
 Model = TypeVar("Model", bound=ModelMixin)
 
 
-def fetch(weights: str, revision: str | None, parts: Iterable[str]) -> Path:
+def fetch(weights: str, revision: str | None, parts: Iterable[str], outlines: Iterable[str] = ()) -> Path:
     """The folder that holds the weights; those of the hub are fetched once, into its own cache.
 
     Args:
         weights: a local folder, or a hub id such as Wan-AI/Wan2.2-TI2V-5B-Diffusers.
         revision: commit on the hub, 40 hexadecimal digits; not looked at for a folder.
-        parts: subfolders that are needed, such as vae.
+        parts: subfolders that are needed, such as vae; outlines: those of which config.json is.
     Raises: UserError if it is neither, the commit is not pinned, or the hub cannot be reached or refuses.
     """
     if (folder := locate(weights)).is_dir():
@@ -49,6 +50,7 @@ def fetch(weights: str, revision: str | None, parts: Iterable[str]) -> Path:
     page = f"https://huggingface.co/{weights}"
     try:
         patterns = [f"{part}/{file}" for part in parts for file in FILES]
+        patterns += [f"{part}/{FILES[0]}" for part in outlines]
         return Path(snapshot_download(weights, revision=revision, allow_patterns=patterns))
     except GatedRepoError:
         problem = f"asks you to accept its licence at {page} and to log in with `hf auth login`"
@@ -60,10 +62,7 @@ def fetch(weights: str, revision: str | None, parts: Iterable[str]) -> Path:
 
 
 def expect(kind: type[ModelMixin], folder: Path) -> None:
-    """Check that `folder` holds a diffusers model of this class as safetensors.
-
-    Raises: UserError saying what is there instead.
-    """
+    """Check that `folder` speaks of a diffusers model of this class. Raises: UserError saying what is there instead."""
     found = "no config.json"
     if (folder / "config.json").is_file():
         try:
@@ -74,6 +73,10 @@ def expect(kind: type[ModelMixin], folder: Path) -> None:
         raise UserError(
             f"expected the {kind.__name__} of diffusers in {folder}, found {found}; change {KEYS} or dldm.backend.kind"
         )
+
+
+def expect_weights(folder: Path) -> None:
+    """Raise UserError unless `folder` holds safetensors."""
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"expected *.safetensors files in {folder}, found none; other formats are not read")
 
@@ -133,12 +136,19 @@ def outline(kind: type[Model], folder: Path, torch_dtype: torch.dtype | None = N
         return kind.from_config(config, **options)
 
 
+def hollow(kind: type[Model], folder: Path, **options) -> Model:
+    """As `outline`, with real buffers; the weights are still to be put in, by load_state_dict(..., assign=True)."""
+    with init_empty_weights(include_buffers=False):
+        return outline(kind, folder, **options)
+
+
 def read(kind: type[Model], folder: Path, **options) -> Model:
     """A pretrained diffusers model; `options` are those of from_pretrained: torch_dtype, ...
 
     Raises: UserError if the folder holds another class, broken files or other weights.
     """
     with reading(kind, folder, Exception):
+        expect_weights(folder)
         check_types(kind, kind.load_config(folder))
         model = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
         complete(model, folder)

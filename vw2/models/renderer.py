@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vw2.files import read_json, write_json
-from vw2.models.backends import BackendConfig, load_backend
+from vw2.models.backends import BackendConfig, load_backend, vae_alone
 from vw2.models.dldm import DLDM
 from vw2.models.dldm_config import DLDMConfig
 from vw2.models.ldm import LDM
@@ -124,11 +124,15 @@ def load_dldm(folder: Path, prior_folder: Path) -> DLDMRenderer:
     """The dLDM of a folder, with the VAE of its back end; `prior_folder` holds the mini prior."""
     # what was no choice yet when a dLDM was saved has the value that it had then, the default
     config = settings(read_json(folder / "config.json"), DLDMConfig(), "dldm")
-    prior = load_backend(config.backend, prior_folder)
+    prior = load_backend(config.backend, prior_folder, vae_alone)  # the VDM's own weights are in the dLDM's file
     dldm = DLDM(config, prior)
-    dldm.load_state_dict(read_weights(folder / "dldm.safetensors"))
-    kind = DLDMRenderer if config.backend.device_map is None else SpreadRenderer
-    return kind(dldm, prior).eval()
+    weights, hollow = read_weights(folder / "dldm.safetensors"), any(weight.is_meta for weight in dldm.parameters())
+    spread_out = config.backend.device_map is not None
+    if hollow:  # a copy lies as torch likes it best; what may be too large for one is read from the file as it is used
+        mapped = "vdm.transformer." if spread_out else None
+        weights = {key: value if mapped and key.startswith(mapped) else value.clone() for key, value in weights.items()}
+    dldm.load_state_dict(weights, assign=hollow)
+    return (SpreadRenderer if spread_out else DLDMRenderer)(dldm, prior).eval()
 
 
 def load_renderer(folder: Path, prior_folder: Path) -> DLDMRenderer | LDMRenderer:
