@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 STAMP  := $(VENV)/.installed
+WORKERS ?= 2
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 
@@ -21,9 +22,9 @@ repro: $(STAMP) scm
 plain-ldm: $(STAMP) scm
 	$(PY) -m dvc repro plain_ldm/dvc.yaml
 
-# Two OpenMP threads unless told otherwise: more only fight over small tensors.
+# Two processes of one OpenMP thread each: tests are small tensors and waiting for others. A file stays in one process.
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-all: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m pytest -q

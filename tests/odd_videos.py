@@ -18,6 +18,20 @@ from numbered import numbered_frame, write_raw
 from PIL import Image
 
 FRAMES = 40
+
+
+def lock(monkeypatch, name: str) -> None:
+    """Let folders of this name be closed to everybody; tests may run as root, whom permissions do not stop."""
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+
+
 MAKERS: dict[str, Callable[[Path], object]] = {}
 PIXELS = {  # file -> codec, pixel format
     "grey.mkv": ("ffv1", "gray"),

@@ -132,7 +132,7 @@ def test_cached_sampling_is_the_full_forward():
         assert len(got) == CONFIG.max_clips or best[-1] == SHAPE.codebook
 
 
-@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")
 def test_the_cache_goes_by_the_name_that_llama_takes():
     """transformers warns of a name that it will drop; another one would be passed over, and the cache with it."""
     batch = batch_of([1] * 2)

@@ -75,7 +75,7 @@ def test_sentences_of_the_state():
 
 
 STATE = (ROOT / "docs" / "state.md").read_text(encoding="utf-8")
-TOLD = {  # row of the table of figures: what its second cell begins with, the interval of the last step left out
+TOLD = {  # row of the table of figures -> what the keys of its metrics begin with; intervals, in brackets, are left out
     "paper steps 1 / 2 / 3 / 4 / 7, strict": "",
     "of shuffled codes, strict": "controls.shuffled_codes.",
     "of random codes, strict": "controls.random_codes.",

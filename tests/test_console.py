@@ -14,7 +14,11 @@ import pytest
 from vw2 import console
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = '''
+SCRIPT = '''"""A tiny thing.
+
+In:  nothing.
+Out: nothing either.
+"""
 from __future__ import annotations
 import os, time
 from pathlib import Path
@@ -101,6 +105,8 @@ def test_success_and_help(script):
     assert _run(script).returncode == 0
     done = _run(script, "--help")
     assert done.returncode == 0 and "Do a tiny thing." in done.stdout and "--params" in done.stdout
+    *_, a, b, c, d = (line.strip() for line in done.stdout.splitlines())
+    assert (a, b, c, d) == ("A tiny thing.", "", "In:  nothing.", "Out: nothing either."), "the module, as it is"
 
 
 def test_ctrl_c_exits_with_130(script):

@@ -509,7 +509,7 @@ def test_headline_shows_intervals_and_rival():
     assert row[1:] == ["50.0 % [25.0, 75.0]", "60", "other 60.0 %; ground truth 100.0 %"]
     details["compare:paper.step_7"] = {"value": -0.1, "low": -0.2, "high": 0.0, "n": 60}
     [row] = report.headline(details, rival)
-    assert row[3] == "other 60.0 %; difference by test case -10.0 % [-20.0, 0.0]; ground truth 100.0 %"
+    assert row[3] == "other 60.0 %; difference by test case -10.0 points [-20.0, 0.0]; ground truth 100.0 %"
     assert report.show({"value": 8.25, "low": None, "high": None, "n": 3}, "bits") == "8.25 bits"
     assert report.show({"value": 640, "low": None, "high": None, "n": None}) == "640"
 

@@ -1,7 +1,6 @@
 """LeRobot v2 and v3: every episode to the frame, with its actions; what is missing or disagrees is refused by name."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 from numbered import numbered_frame, read_number, write_raw
+from odd_videos import lock
 from test_ingest import parameters
 
 from stages import clip as clip_stage
@@ -377,15 +377,8 @@ def test_links_are_followed_and_locked_folders_told(tmp_path, monkeypatch):
     taken, refused = take(root, tmp_path / "work")
     assert len(taken) == 2 and not refused
     (root / "meta/episodes/locked").mkdir()
-    scandir = os.scandir
-
-    def guarded(path):
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", guarded)  # the tests may run as root, whom nothing is denied
+        lock(patch, "locked")
         with pytest.raises(UserError, match="locked is a folder that cannot be opened .Permission denied.; change"):
             take(root, tmp_path / "work")
     (root / "meta/tasks.parquet").unlink()

@@ -1,6 +1,5 @@
 """Every file of a folder is taken as it is or refused with the true reason, however broken or strange it is."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -143,14 +142,7 @@ def test_linked_folders_are_entered_once(tmp_path):
 
 def test_a_folder_that_cannot_be_opened_is_told(tmp_path, monkeypatch):
     (tmp_path / "films/locked").mkdir(parents=True)
-    scandir = os.scandir
-
-    def guarded(path):
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)  # the tests may run as root, whom nothing is denied
+    odd_videos.lock(monkeypatch, "locked")
     config = IngestConfig("folder", str(tmp_path / "films"))
     found = list(folder.entries(config, tmp_path / "work", 1))
     assert [(Path(item.path).name, item.reason) for item in found] == [

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from numbered import numbered_frame, read_number
+from odd_videos import lock
 from PIL import Image
 
 from vw2.console import UserError
@@ -323,14 +324,7 @@ def test_linked_data_sets_are_taken_once_and_locked_folders_told(data, tmp_path,
     (data / "linked").symlink_to(tmp_path / "store", target_is_directory=True)
     (data / "twice").symlink_to(tmp_path / "store", target_is_directory=True)
     (data / "locked").mkdir()
-    scandir = os.scandir
-
-    def guarded(path):
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", guarded)  # the tests may run as root, whom nothing is denied
+    lock(monkeypatch, "locked")
     write_shard(data / "a\udcff.tfrecord", [example(episode(0))])
     taken, refused = take(data, tmp_path / "work")
     assert len(taken) == 4 and all(name.startswith("linked__1.0.0__toy-") for name in taken)

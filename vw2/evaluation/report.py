@@ -18,6 +18,7 @@ from vw2.evaluation.claims import CLAIMS, Claim
 
 UNITS = {
     "share": (100, " %", 1),
+    "points": (100, " points", 1),
     "dB": (1, " dB", 2),
     "bits": (1, " bits", 2),
     "px": (1, " px", 1),
@@ -90,12 +91,13 @@ def headline(
     for claim in claims:
         if claim.key not in details:
             continue
-        beside = [(name, details[key]) for name, key in claim.beside if key in details]
+        beside = [(name, details[key], claim.unit) for name, key in claim.beside if key in details]
         if rival and claim.key in rival[1]:
             gap = claim.key.replace("evaluate:", "compare:", 1)
-            differs = [("difference by test case", details[gap])] if gap != claim.key and gap in details else []
-            beside = [(rival[0], rival[1][claim.key]), *differs, *beside]
-        words = "; ".join(f"{name} {show(leaf, claim.unit)}" for name, leaf in beside)
+            points = "points" if claim.unit == "share" else claim.unit  # of percent: a share less another one
+            differs = [("difference by test case", details[gap], points)] if gap != claim.key and gap in details else []
+            beside = [(rival[0], rival[1][claim.key], claim.unit), *differs, *beside]
+        words = "; ".join(f"{name} {show(leaf, unit)}" for name, leaf, unit in beside)
         leaf = details[claim.key]
         rows.append([claim.text, show(leaf, claim.unit), "" if leaf["n"] is None else str(leaf["n"]), words])
     return rows
