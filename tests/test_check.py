@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_stages import link_frozen
 
 from stages import check
 from stages.preset import read
@@ -19,9 +20,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 def workspace(tmp_path, monkeypatch):
     """params.yaml and the frozen outputs that are committed."""
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
-    (tmp_path / "data").mkdir()
-    for name in ("prior", "pretrained", "pretrained_vdm"):
-        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    link_frozen(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

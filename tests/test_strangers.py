@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKLWan, CosmosTransformer3DModel, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from test_backends import save, tiny
+from tiny_stages import link_frozen
 from transformers import Dinov2Config, Dinov2Model
 
 from stages import check
@@ -209,9 +210,7 @@ def test_memory_and_bugs_are_not_blamed_on_the_folder():
 @pytest.fixture
 def checked(tmp_path, monkeypatch, capsys):
     """A function that runs `python -m stages.check` with changes to params.yaml: (exit code, what it says)."""
-    (tmp_path / "data").mkdir()
-    for name in ("prior", "pretrained", "pretrained_vdm"):
-        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    link_frozen(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VW2_DEBUG", raising=False)
     monkeypatch.setattr(sys, "argv", ["check"])

@@ -12,6 +12,7 @@ from vw2.data.shards import write_shards
 from vw2.params import load
 from vw2.patch import leaves
 
+ROOT = Path(__file__).parents[1]
 SPLITS = ("train", "train", "train", "test", "test")
 SIDE, LENGTH = 32, 9  # pixels, frames of a video
 OPTIM = {"steps": 2, "batch": 2, "warmup": 0, "save_every": 1}
@@ -35,6 +36,13 @@ SMALL = {
     "train_plain_ldm": OPTIM,
     "train_dldm": {"optim": OPTIM, "listen_steps": 1},
 }
+
+
+def link_frozen(folder: Path) -> None:
+    """Put the committed outputs of the frozen stages into <folder>/data."""
+    (folder / "data").mkdir()
+    for name in ("prior", "pretrained", "pretrained_vdm"):
+        (folder / "data" / name).symlink_to(ROOT / "data" / name)
 
 
 def put(tree: dict, changes: dict) -> dict:
