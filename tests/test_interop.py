@@ -335,6 +335,10 @@ def test_of_two_models_the_known_name_wins_and_strangers_are_refused(weights):
     import_weights(model, fewer | averages, TOKENIZER)
     with pytest.raises(UserError, match="got several \\(fast_ema.network., slow_ema.network.\\)"):
         import_weights(model, fewer | averages, TOKENIZER, ema=True)
+    known = {f"state_dict.model_ema.network.{key}": value for key, value in weights.items()}
+    stranger = {f"fast_ema.network.{key}": value for key, value in other.items()}
+    import_weights(model, known | stranger, TOKENIZER, ema=True)
+    assert same(export_weights(model, TOKENIZER), weights), "a sign of averaging does not make a known name strange"
     student = {f"student.network.{key}": value for key, value in weights.items()}
     with pytest.raises(UserError, match=r"several \(student.network., teacher.network.\); save the one"):
         import_weights(model, teacher | student, TOKENIZER)

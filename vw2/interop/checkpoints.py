@@ -126,8 +126,8 @@ def averaged(lead: str) -> bool:
 
 def plain(lead: str) -> str:
     """What stands before a name without signs of averaging or parallel training: module.network_ema. -> network."""
-    parts = [part.removesuffix("_ema").removeprefix("ema_") for part in lead.split(".")]
-    return ".".join(part for part in parts if part not in (*AVERAGES, PARALLEL))
+    parts = [part for part in lead.split(".") if part not in (*AVERAGES, PARALLEL)]
+    return ".".join(part.removesuffix("_ema").removeprefix("ema_") for part in parts)
 
 
 def leads(weights: Mapping[str, Tensor], names: Collection[str], keys: KeyMap) -> dict[bool, list[str]]:
