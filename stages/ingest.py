@@ -95,7 +95,8 @@ def draw(frame: pl.DataFrame) -> None:
     rows = []
     share = max(1, SHEET_ROWS // frame["source"].n_unique())  # every source of a mixture is seen
     early = frame.sort("start", maintain_order=True)  # a part near the beginning of its file is reached soon
-    early = early.sort(pl.col("split") == "fail", maintain_order=True)  # shows what a task is only for want of others
+    # a failed demonstration does not show what a task is: it comes last
+    early = early.sort(pl.col("split") == "fail", maintain_order=True)
     shown = early.unique(["source", "task"], keep="first", maintain_order=True)
     shown = shown.group_by("source", maintain_order=True).head(share).head(SHEET_ROWS)
     for row in shown.iter_rows(named=True):

@@ -16,7 +16,7 @@ import typer
 
 from vw2 import params as parameters
 from vw2.closure import import_closure
-from vw2.console import console, run, table
+from vw2.console import run, say, table
 from vw2.data.shards import ClipStore
 from vw2.evaluation.health import code_health, write_health
 from vw2.media.sheet import write_sheet
@@ -87,8 +87,8 @@ def main(params: Path = typer.Option(Path("params.yaml"), help="Parameter file."
     with runtime("warmup_dldm"):
         ldm = LDM(dldm.ldm).to(accelerator.device)
         if pretrained.use:
-            left = take_over(ldm, PRETRAINED / "ldm.safetensors")
-            console.print(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
+            if left := take_over(ldm, PRETRAINED / "ldm.safetensors"):
+                say(f"{len(left)} weights of the LDM do not fit the pretrained ones and start at random")
         judged = pick_clips(store, "train", 2, seed, sources)
         look = watch(accelerator, ldm, store, judged, gates, CODES_PLOT, PLOT)
         work = train(accelerator, ldm, walks, config, seed, folder, "warm up the LDM", config.micro_batch, look)

@@ -26,6 +26,7 @@ from vw2.interop.keys_dit import Parts, buffers, to_release
 from vw2.models.attention import Layout
 from vw2.models.cosmos import FIRST_TIME, CosmosConfig, CosmosVDM
 from vw2.models.hub import read
+from vw2.models.prior import VDMConfig
 from vw2.models.wan_vae import WanVAE
 
 DIT, DIT_KEYS = 1_956_413_440, 574
@@ -91,6 +92,37 @@ def test_fewer_codes_are_filled_up_with_zero_tokens():
     close(vdm(noisy, time, first), vdm(noisy, time, first, torch.zeros_like(context)), 0)
     with pytest.raises(AssertionError, match="at most 512 context tokens, got 513"):
         vdm(noisy, time, first, draw(1, 513, 32))
+
+
+def test_small_queries_and_keys_are_divided_by_the_releases_norm():
+    """RMSNorm of Transformer Engine with eps 1e-6; diffusers' blocks have 1e-5, with which the mini was trained."""
+    for config, eps in ((CosmosConfig(layers=1, **TINY), 1e-6), (VDMConfig().cosmos(4), 1e-5)):
+        with torch.device("meta"):
+            vdm = CosmosVDM(config)
+        norms = [norm for block in vdm.blocks for a in (block.attn1, block.attn2) for norm in (a.norm_q, a.norm_k)]
+        assert norms and all(norm.eps == eps for norm in norms)
+    norm = CosmosVDM(CosmosConfig(layers=1, **TINY)).blocks[0].attn2.norm_k
+    x = torch.full((1, 12), 1e-3)
+    torch.testing.assert_close(norm(x), x / (1e-6 + 1e-6) ** 0.5)
+
+
+def test_frames_per_second_stretch_the_rotary_time():
+    """At 12 per second frames lie twice as far apart as at 24, which is how far they lie where nothing is said."""
+    told = {fps: tiny_vdm(fps=fps).transformer.rope(draw(1, 6, 3, 4, 6), fps=fps)[0] for fps in (None, 12.0, 24.0)}
+    assert torch.equal(told[None], told[24.0])
+    half = tiny_vdm(rope_scale=(1.0, 1.0, 1.0)).transformer.rope(draw(1, 6, 5, 4, 6), fps=None)[0]
+    assert torch.equal(told[12.0].unflatten(0, (3, 6))[:, 0, :2], half.unflatten(0, (5, 6))[::2, 0, :2])
+    assert not torch.equal(tiny_vdm(fps=12.0)(**given()), tiny_vdm()(**given()))
+
+
+@pytest.mark.parametrize("patch", [1, 4])
+def test_other_patches(patch):
+    vdm = tiny_vdm(patch=patch)
+    noisy, first = draw(2, 6, 3, 4, 8, seed=1), draw(2, 6, 1, 4, 8, seed=2)
+    hidden, _ = vdm.begin(noisy, torch.tensor([0.3, 0.9]), first)
+    assert hidden.shape == (2, 3 * (4 // patch) * (8 // patch), vdm.width)
+    assert vdm(noisy, torch.tensor([0.3, 0.9]), first).shape == noisy.shape
+    assert CosmosVDM.around(vdm.transformer).patch == patch
 
 
 # ---------------------------------------------------------------- true size and names

@@ -188,6 +188,13 @@ def test_a_plain_dit_has_no_branch(tmp_path, options, checkpoint, prefix):
     assert same(vdm.state_dict(), networks(0)[0].state_dict())
 
 
+def test_a_plain_dit_of_fewer_blocks_than_the_releases_branch(tmp_path, options):
+    sizes = replace(CONFIG.vdm, layers=1)
+    options.config.write_text(json.dumps({"vdm": asdict(sizes)}))
+    file = to_release(Parts(wake(CosmosVDM(sizes)).state_dict(), {}, {f"net.{k}": v for k, v in buffers(12).items()}))
+    assert "it has no control branch" in imported(file, tmp_path, options)
+
+
 @pytest.mark.parametrize("lead", ["net.", "", "model.net."])
 def test_both_networks_in_one_name_space(tmp_path, options, checkpoint, lead):
     """As the authors' -ctrl.pt: a plain DiT and the layers of the branch that it lacks; the branch copies the rest."""
@@ -322,6 +329,7 @@ def test_wrong_settings_end_in_a_sentence(tmp_path, checkpoint, options):
         ({"vdm": {"layer": 3}}, "dit.vdm.layer: unknown key.*did you mean dit.vdm.layers"),
         ({"vdm": {"layers": 2}}, r"control.blocks must lie in 1\.\.2, .*, got 3"),
         ({"control": {"hint": "linear"}}, "the authors' networks have .* control.hint mlp"),
+        (asdict(CONFIG) | {"vdm": asdict(CONFIG.vdm) | {"time_scale": 9.0}}, "cannot say that vdm.time_scale is 9.0"),
     ):
         options.config.write_text(json.dumps(chosen))
         with pytest.raises(UserError, match=sentence):

@@ -20,6 +20,7 @@ from vw2.interop.checkpoints import export_weights, import_weights
 from vw2.interop.keys_tokenizer import TOKENIZER
 from vw2.models.causal import CausalConfig
 from vw2.models.causal3d import TimeUp, downsample
+from vw2.models.causal_decoder import space_ups, time_ups
 from vw2.models.fsq import FSQ
 from vw2.models.ldm import LDM, LDMConfig
 from vw2.models.qformer import QFormer, view_mask
@@ -418,6 +419,26 @@ def test_true_size():
 def test_impossible_configurations_end_in_a_sentence(changes, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         LDMConfig(**causal_settings(**changes))
+
+
+def test_which_ways_up_double_the_frames():
+    """The coarsest level is the last; `legacy` begins with it, all others one later; space goes along."""
+    assert time_ups(4, 2) == [False, True, True, False] and time_ups(4, 2, legacy=True) == [False, False, True, True]
+    assert space_ups(time_ups(4, 1), 3, 1) == space_ups(time_ups(4, 1, legacy=True), 3, 1) == [False, True, True, True]
+    assert space_ups(time_ups(3, 1, legacy=True), 1, 1) == [False, False, True]
+    for legacy in (False, True):
+        model = tiny(time=8, legacy=legacy)
+        features, index = model.features(clip(1, 17, 32)), model.encode(clip(1, 17, 32))
+        assert features.shape[2] == 3 and decode(model, features, model.fsq.to_codes(index)).shape[2] == 17
+
+
+def test_the_read_of_the_queries_may_be_wider():
+    assert tiny(z_factor=2).query.to_digits.weight.shape[1] == 2 * tiny().query.to_digits.weight.shape[1]
+
+
+def test_two_frames_are_two_latent_frames_where_time_is_not_compressed():
+    model = tiny(patch=1, space=4, time=1)
+    assert model.features(clip(1, 2, 16)).shape[2] == 2 and model.features(clip(1, 3, 16)).shape[2] == 3
 
 
 def test_sizes_that_do_not_divide_end_in_a_sentence():

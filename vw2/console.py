@@ -136,8 +136,8 @@ def run(main: Callable[..., Any]) -> None:
     """Run `main` as a Typer command and leave the process.
 
     --help shows the docstring of `main`, the options, and what the module says of itself: inputs, outputs, time and
-    memory, what to look at. Exit code 0, or 1 after a UserError, a missing file or a full
-    disk, 130 after Ctrl-C, 2 for wrong command-line options. VW2_DEBUG=1 shows the traceback instead of the sentence.
+    memory, what to look at. Exit code 0, or 1 after a UserError, a missing file or a full disk, 130 after Ctrl-C, 2 for
+    wrong command-line options. VW2_DEBUG=1 shows the traceback instead of the sentence.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # what nohup and & do
         signal.signal(signal.SIGINT, signal.default_int_handler)  # KeyboardInterrupt; see stages/__init__.py

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.constructor import BaseConstructor, ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from vw2.console import UserError
@@ -38,14 +38,18 @@ GROUPS = ("seed", "runtime", "compute", "craft", "ingest", "splits", "clip", "pr
 )
 
 
-class _Constructor(SafeConstructor):
-    """Tells the line of a value that is none of its kind, which ruamel leaves to Python: 2020-13-45, !!int "abc"."""
+class Located(BaseConstructor):
+    """Mixin: tells the line of a value that is none of its kind, which ruamel leaves to Python (2020-13-45)."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError) as error:
             raise ConstructorError(problem=f"cannot read the value ({error})", problem_mark=node.start_mark) from None
+
+
+class _Constructor(Located, SafeConstructor):
+    """Plain values, and no other objects."""
 
 
 class Groups(dict):
@@ -74,7 +78,7 @@ def load(path: Path = Path("params.yaml")) -> dict[str, Any]:
         yaml.Constructor = _Constructor
         tree = yaml.load(text)
     except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {_where(error)}; mend that line") from None
+        raise UserError(f"{path} is not valid YAML: {where(error)}; mend that line") from None
     except RecursionError:
         raise UserError(f"{path} is not valid YAML: it is nested too deeply; mend it") from None
     if not isinstance(tree, dict):
@@ -106,7 +110,7 @@ def leaf(tree: dict[str, Any], key: str, kind: Any) -> Any:
     return _convert(kind, found[name], key)
 
 
-def _where(error: YAMLError) -> str:
+def where(error: YAMLError) -> str:
     """The problem of a YAML error with its line, on one line."""
     problem = " ".join(str(getattr(error, "problem", None) or error).split())
     mark = getattr(error, "problem_mark", None)

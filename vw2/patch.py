@@ -12,11 +12,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import YAMLError
 
 from vw2.console import UserError
+from vw2.params import Located, where
 
 Leaves = dict[str, Any]
+
+
+class _Constructor(Located, RoundTripConstructor):
+    """Values with their comments and places."""
+
 
 # `key: value  # comment`: a scalar ends where " #" begins, unless it is quoted.
 LINE = re.compile(r"""[^:]+:(?:\s+(?:"[^"]*"|'[^']*'|(?!#).*?))?(\s+#.*)?$""")
@@ -33,12 +40,14 @@ def leaves(tree: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 def parse(text: str, name: str) -> Any:
     """Round-trip tree of a YAML text, {} if it is empty; UserError if it is not a mapping."""
+    yaml = YAML()
+    yaml.Constructor = _Constructor
     try:
-        tree = YAML().load(text)
+        tree = yaml.load(text)
     except RecursionError:
         raise UserError(f"{name} is not valid YAML: it is nested too deeply; mend it") from None
-    except (YAMLError, ValueError, KeyError) as error:  # ruamel lets Python's own errors through: 2020-13-45
-        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
+    except YAMLError as error:
+        raise UserError(f"{name} is not valid YAML: {where(error)}; mend that line") from None
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"expected {name} to hold a mapping of groups, got {tree!r}; write `group:` and keys below it")
     return {} if tree is None else tree

@@ -23,6 +23,7 @@ from vw2.models.pretrained import save_weights
 
 RELEASE_CONTROL = ControlConfig(blocks=3, weight=0.5, hint="mlp", own_time=True)
 BRANCH = "control.safetensors"
+UNSAID = ("time_scale", "first_time", "prediction", "attention", "fps", "norm_eps")  # by diffusers' config.json
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class DiTConfig:
     def __post_init__(self):
         if not self.vdm.tokens or (self.control.hint, self.control.own_time) != ("mlp", True):
             raise ValueError("the authors' networks have vdm.tokens above 0, control.hint mlp, control.own_time true")
-        self.control.check(self.vdm.layers)
 
 
 def import_dit(
@@ -99,7 +99,13 @@ def export_dit(dldm: DLDM, ema: bool = False, dtype: torch.dtype | None = None) 
 
 
 def write_dit(folder: Path, vdm: CosmosVDM, control: ControlBranch | None) -> None:
-    """Write both into an existing folder (use `vw2.scratch.atomic_dir`)."""
+    """Write both into an existing folder (use `vw2.scratch.atomic_dir`).
+
+    Raises: UserError for a setting that whoever reads the folder would not hear of.
+    """
+    for name in UNSAID:
+        if (got := getattr(vdm.config, name)) != (kept := getattr(CosmosConfig(), name)):
+            raise UserError(f"a folder of diffusers cannot say that vdm.{name} is {got}; leave it at {kept}")
     vdm.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
     if control is not None:
         save_weights(control, folder / BRANCH)

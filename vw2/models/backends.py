@@ -132,7 +132,7 @@ def make_vae(folder: Path, get: Get) -> WanVAE:
 def make_cosmos(config: BackendConfig, folder: Path, get: Get = read) -> Pair:
     """Cosmos-Predict2 of a folder. Raises: UserError if it is not there, or is another network.
 
-    Args: get: how a network comes out of its folder, `read` or `outline` of vw2.models.hub.
+    Args: get: how a network comes out of its folder: `read` or `outline` of vw2.models.hub, or `vae_alone`.
     """
     vae = make_vae(folder, get)
     place, options = folder / "transformer", {"controlnet_block_every_n": 1, "torch_dtype": config.torch_dtype}
@@ -199,8 +199,8 @@ def load_backend(config: BackendConfig, prior: Path, get: Get = read) -> VideoPr
     """
     show_licence(config.kind)
     whole = 2 if get is read else 1
-    published = lambda: fetch(config.weights, config.revision, PARTS[:whole], PARTS[whole:])  # noqa: E731
-    folder = prior if config.kind == "mini" else published()
+    mini = config.kind == "mini"
+    folder = prior if mini else fetch(config.weights, config.revision, PARTS[:whole], PARTS[whole:])
     pair = BACKENDS[config.kind].make(config, folder, get).eval()
     pair.vae.requires_grad_(False)
     return pair

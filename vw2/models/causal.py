@@ -33,16 +33,18 @@ class CausalConfig:
     space: int = 16  # compression of height and width, patches included
     time: int = 4  # compression of time
     z_channels: int = 256  # between features and digits
+    z_factor: int = 1  # width that the queries' read is narrowed to, in z_channels
     query_layers: int = 2
     query_heads: int = 4
     connector: int = 1024  # D of the release's connector; 0 = none, the VDM then reads `dldm.projection` (paper)
     resolution: int = 1024  # nominal, pixels: only says in which levels there is attention
     encoder_attention: tuple[int, ...] = (32,)  # nominal sizes of levels with attention
     decoder_attention: tuple[int, ...] = (64,)
+    legacy: bool = False  # the decoder doubles the frames from its first way up on, not from the second (their switch)
 
     def __post_init__(self):
         at_least("dldm.causal", self, channels=1, multipliers=1, blocks=1, z_channels=1, query_layers=1, query_heads=1)
-        at_least("dldm.causal", self, connector=0, resolution=1)
+        at_least("dldm.causal", self, connector=0, resolution=1, z_factor=1)
         for name in ("patch", "space", "time"):
             if getattr(self, name) < 1 or not log2(getattr(self, name)).is_integer():
                 raise ValueError(f"dldm.causal.{name} must be a power of 2, got {getattr(self, name)}; change it")
@@ -54,11 +56,12 @@ class CausalConfig:
                 )
         if not self.multipliers:
             raise ValueError("dldm.causal.multipliers must name at least one level, got none; add one")
-        count, space, time = len(self.multipliers), halvings(self.space, self.patch), halvings(self.time, self.patch)
-        if sum(space_ups(count, space, time)) != space or sum(time_ups(count, time)) != time:
+        space, time = halvings(self.space, self.patch), halvings(self.time, self.patch)
+        count, late = len(self.multipliers), time_ups(len(self.multipliers), time, self.legacy)
+        if sum(space_ups(late, space, time)) != space or sum(late) != time:
             raise ValueError(
                 f"dldm.causal: {count} multipliers cannot compress patches of {self.patch} to space {self.space} and "
-                f"time {self.time}; add multipliers or change patch"
+                f"time {self.time}; add multipliers, or change patch, space or time"
             )
         if self.width % (2 * self.query_heads):
             raise ValueError(

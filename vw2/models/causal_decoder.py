@@ -77,18 +77,18 @@ class ListeningMiddle(nn.Module):
         return self.block2(self.attn(self.block1(x), tokens))
 
 
-def time_ups(levels: int, halvings_of_time: int) -> list[bool]:
-    """Which levels, the finest first, double the number of frames on their way up: all from the second way up on."""
-    return [0 < levels - 1 - i < halvings_of_time + 1 and i > 0 for i in range(levels)]
+def time_ups(levels: int, halvings_of_time: int, legacy: bool = False) -> list[bool]:
+    """Which levels, the finest first, double the number of frames on their way up: all from the second way up on, or
+    `legacy`, from the first."""
+    begin = 0 if legacy else 1
+    return [begin <= levels - 1 - i < begin + halvings_of_time and i > 0 for i in range(levels)]
 
 
-def space_ups(levels: int, halvings_of_space: int, halvings_of_time: int) -> list[bool]:
-    """The same for height and width: where time is doubled, and from the coarsest on if space has more to double."""
-    early = [levels - 1 - i < halvings_of_space and halvings_of_space > halvings_of_time for i in range(levels)]
-    return [
-        i > 0 and (here or late)
-        for i, (here, late) in enumerate(zip(early, time_ups(levels, halvings_of_time), strict=True))
-    ]
+def space_ups(late: list[bool], halvings_of_space: int, halvings_of_time: int) -> list[bool]:
+    """The same for height and width: where time is doubled (`late`), and from the coarsest on if space has more to
+    double."""
+    levels, more = len(late), halvings_of_space > halvings_of_time
+    return [i > 0 and (late[i] or more and levels - 1 - i < halvings_of_space) for i in range(levels)]
 
 
 class CausalDecoder(nn.Module):
@@ -99,6 +99,7 @@ class CausalDecoder(nn.Module):
         source: width that the codes are lifted to.
         stride: frames per step that are kept; fewer than `time` in clips of two frames alone.
         blocks: residual blocks a level; one more than the encoder's.
+        legacy: as in `time_ups`.
         other arguments: as in CausalEncoder.
     """
 
@@ -114,12 +115,13 @@ class CausalDecoder(nn.Module):
         space: int,
         time: int,
         attention: tuple[bool, ...],
+        legacy: bool = False,
     ):
         super().__init__()
         widths = [channels * multiplier for multiplier in multipliers]
-        top, levels = widths[-1], len(widths)
-        late = time_ups(levels, halvings(time, patch))
-        wide = space_ups(levels, halvings(space, patch), halvings(time, patch))
+        top = widths[-1]
+        late = time_ups(len(widths), halvings(time, patch), legacy)
+        wide = space_ups(late, halvings(space, patch), halvings(time, patch))
         self.stride = stride
         self.from_digits = SpaceConv(digits, source)
         self.conv_in = FactorisedConv(source, top)

@@ -1,7 +1,7 @@
 """The VDM on diffusers' Cosmos-Predict2 transformer: the mini prior and the 2B backbone are this class, other numbers.
 
-Legend: B batch, C latent channels, L latent frames, h w latent pixels, P = h w / 4 tokens of a latent frame, K = L - 1
-code steps, N codes per step, D width of a context token, S context tokens.
+Legend: B batch, C latent channels, L latent frames, h w latent pixels, P = h w / patch^2 tokens of a latent frame,
+K = L - 1 code steps, N codes per step, D width of a context token, S context tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from vw2.models.attention import Layout, WindowRope, set_causal
 from vw2.models.flow import over_latents
 
-PATCH = 2  # latent pixels per token and side
 LEAST_TIME = 0.2  # divisor's floor where a velocity is made from a predicted clean video
 FIRST_TIME = 1e-4 / (1 + 1e-4)  # the release's noise level of the given first frame: sigma 1e-4
 
@@ -46,6 +45,9 @@ class CosmosConfig:
     # release's causal cross-attention, which it never switches on
     attention: Literal["full", "causal", "release-causal"] = "full"
     mlp_ratio: float = 4.0  # width of a block's MLP, in its own
+    patch: int = 2  # latent pixels per token and side
+    fps: float | None = None  # what the rotary embedding is told, at 24 the same as nothing; None: nothing (release)
+    norm_eps: float = 1e-6  # of the norms of queries and keys; diffusers' blocks have 1e-5
 
     def __post_init__(self):
         if self.attention == "causal" and self.tokens:
@@ -70,6 +72,7 @@ class CosmosConfig:
             text_embed_dim=self.context,
             adaln_lora_dim=self.adaln_rank,
             mlp_ratio=self.mlp_ratio,
+            patch_size=(1, self.patch, self.patch),
             max_size=self.max_size,
             rope_scale=self.rope_scale,
             concat_padding_mask=self.padding_mask,
@@ -86,7 +89,7 @@ def check_network(config: Mapping[str, Any]) -> None:
     """
     wanted = {
         "in_channels": config["out_channels"] + 1,  # the given first frame is marked (image or video to world)
-        "patch_size": (1, PATCH, PATCH),
+        "patch_size": (1, *config["patch_size"][2:] * 2),  # squares of one latent frame
         "extra_pos_embed_type": None,
         "use_crossattn_projection": False,
         "img_context_dim_in": None,
@@ -121,14 +124,15 @@ class CosmosVDM(nn.Module):
     causal (VideoWorld 2, sec. 3.3); both masks are attention processors of `vw2.models.attention`.
     """
 
-    patch = PATCH
-
     def __init__(self, config: CosmosConfig, transformer: CosmosTransformer3DModel | None = None):
         super().__init__()
         self.config = config
         self.layout = Layout()
         self.transformer = config.transformer() if transformer is None else transformer
         self.transformer.rope = WindowRope(self.transformer.rope, self.layout)
+        for block in self.blocks:  # diffusers has no setting for it
+            for attention in (block.attn1, block.attn2):
+                attention.norm_q.eps = attention.norm_k.eps = config.norm_eps
         null = torch.zeros(1, 1, config.context)
         if config.tokens:
             self.register_buffer("null", null, persistent=False)  # as those that fill the context
@@ -163,6 +167,7 @@ class CosmosVDM(nn.Module):
             layers=theirs.num_layers,
             adaln_rank=theirs.adaln_lora_dim,
             mlp_ratio=theirs.mlp_ratio,
+            patch=theirs.patch_size[1],
             context=theirs.text_embed_dim,
             max_size=tuple(theirs.max_size),
             rope_scale=tuple(theirs.rope_scale),
@@ -179,7 +184,11 @@ class CosmosVDM(nn.Module):
     @property
     def most(self) -> int:
         frames, *sides = self.config.max_size
-        return max(frames, *(side // PATCH for side in sides))
+        return max(frames, *(side // self.patch for side in sides))
+
+    @property
+    def patch(self) -> int:
+        return self.config.patch
 
     @property
     def padding_mask(self) -> bool:
@@ -255,15 +264,15 @@ class CosmosVDM(nn.Module):
         Returns: hidden (B, L P, width); run(block, hidden) -> hidden, one block with the context, times and rotary
             embeddings of this pass.
         """
-        latents, times, mask = self.inputs(noisy, time, first)
-        channels = [latents, mask, torch.zeros_like(mask)] if self.config.padding_mask else [latents, mask]
+        config, (latents, times, mask) = self.config, self.inputs(noisy, time, first)
+        channels = [latents, mask, torch.zeros_like(mask)] if config.padding_mask else [latents, mask]
         hidden = (embed or self.patch_embed)(torch.cat(channels, dim=1)).flatten(1, 3)
         each = hidden.shape[1] // noisy.shape[2]  # P
         temb, embedded = (
             x.unflatten(0, (len(noisy), -1)).repeat_interleave(each, dim=1)  # (B L, .) -> (B, L P, .)
             for x in (time_embed or self.time_embed)(hidden, times.flatten())
         )
-        rope, tokens = self.transformer.rope(latents, fps=None), self.tokens(context, latents)
+        rope, tokens = self.transformer.rope(latents, fps=config.fps), self.tokens(context, latents)
 
         def run(block: nn.Module, hidden: Tensor) -> Tensor:
             if torch.is_grad_enabled() and self.transformer.gradient_checkpointing:
@@ -297,6 +306,7 @@ class CosmosVDM(nn.Module):
         out = self.transformer(
             hidden_states=latents,
             timestep=times,
+            fps=self.config.fps,
             encoder_hidden_states=self.tokens(context, latents),
             condition_mask=mask,
             padding_mask=torch.zeros_like(mask[:1, :, 0]),

@@ -78,7 +78,9 @@ class LDMConfig:
         if any(side % unit for side in self.sides):
             raise ValueError(f"dldm.size must be a multiple of {unit}, got {self.size}; round it")
         if self.reconstruction_loss == "l1_vgg" and min(self.sides) < LEAST_SIDE:
-            raise ValueError(f"dldm.reconstruction_loss l1_vgg needs dldm.size {LEAST_SIDE}, got {self.size}; raise it")
+            raise ValueError(
+                f"dldm.reconstruction_loss l1_vgg needs dldm.size {LEAST_SIDE}, got {self.size}; raise it, or take l2"
+            )
         if self.reconstruction_loss != "l1_vgg" and self.vgg_file:
             raise ValueError(
                 f"dldm.vgg_file is set but dldm.reconstruction_loss is {self.reconstruction_loss}; "
@@ -90,6 +92,11 @@ class LDMConfig:
         """Height and width of what the LDM sees, pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    @property
+    def time(self) -> int:
+        """Frames of a latent frame."""
+        return self.causal.time if self.parts == "causal" else STRIDE
+
     def resolved(self) -> tuple[int, ...]:
         return resolve_levels(self.codebook, self.levels)
 
@@ -99,7 +106,7 @@ class LDMConfig:
 
     def for_clips(self, frames: int):
         """This config with the stride of clips of T frames. Raises: ValueError if they do not fit."""
-        if self.parts == "causal" and self.causal.time != STRIDE:
+        if self.time != STRIDE:
             raise ValueError(
                 f"dldm.causal.time must be {STRIDE}, the frames of a step, got {self.causal.time}; change it"
             )
@@ -149,11 +156,11 @@ def causal_parts(config: LDMConfig) -> Parts:
     """Those of paper and release."""
     digits, causal = len(config.resolved()), config.causal
     levels, z = (causal.channels, causal.multipliers), causal.z_channels
-    coarse = config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, causal.listening
+    coarse = config.stride or causal.time, *levels, causal.blocks + 1, *causal.ratios, causal.listening, causal.legacy
     former = QFormer(config.queries, causal.width, causal.query_layers, causal.query_heads, causal.view)
     return Parts(
         CausalEncoder(*levels, causal.blocks, *causal.ratios, causal.attending),
-        CausalQueries(former, causal.width, z, digits),
+        CausalQueries(former, causal.width, z * causal.z_factor, digits),
         nn.Identity(),
         CausalDecoder(digits, z, *coarse),
         ResidualBlock(z, causal.connector) if causal.connector else None,
@@ -177,7 +184,7 @@ class LDM(nn.Module):
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> f (B, C, L, h, w)."""
-        return self.encoder(fill(video))
+        return self.encoder(fill(video) if self.config.time == STRIDE else video)
 
     def quantise(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """f -> codes (B, K, N, G) straight-through in [-1, 1], index (B, K, N) int64."""

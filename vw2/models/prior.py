@@ -85,6 +85,7 @@ class VDMConfig:
             tokens=0,
             first_time=0.0,
             attention="causal",
+            norm_eps=1e-5,  # the committed prior learned with it
             **asdict(self),
         )
 

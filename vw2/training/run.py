@@ -32,7 +32,7 @@ from vw2.scratch import atomic_file
 from vw2.training.muon import Muon, matrices
 from vw2.training.parallel import average, mean_of_all, of_all
 
-LOWER = "lower the learning rate"  # and run again: it goes on at the last checkpoint
+LOWER = "lower the learning rate"  # and run again: another rate is another training, from the beginning
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,6 @@ class Run:
         for number, weights in enumerate(state["modules"]):
             module, own = self.modules[number], others[self.accelerator.process_index].get(number, weights)
             module.load_state_dict(module.state_dict() | own)
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        for optimizer, states in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(states)
         self.step, self.averages, self.history = state["step"], state["averages"], state["history"]

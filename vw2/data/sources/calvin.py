@@ -262,7 +262,7 @@ def entries(config: IngestConfig, work: Path, workers: int) -> Iterator[Entry | 
     Yields: an Entry or a Refused per window; a refused window is named <folder>#<first>-<last>.
     Raises: UserError if ingest.path holds no CALVIN data set or a table in it is faulty.
     """
-    root = source_folder(config, "a CALVIN data set")
+    root = source_folder(config, "CALVIN frames")
     folders = [root / name for name in SPLITS if is_given(root / name)] or [root]
     jobs = dict(job for folder in folders for job in _jobs(config, root, folder, work))
     yield from inspect_all(make_video, jobs, config, work, workers, "unpack CALVIN windows")

@@ -132,12 +132,12 @@ def make_video(job: RldsJob) -> dict[str, Any]:
 # ---------------------------------------------------------------- files
 
 
-def find_shards(root: Path, shown: str = "", refused: list[Refused] | None = None) -> dict[Path, list[str]]:
+def find_shards(root: Path, shown: str, refused: list[Refused]) -> dict[Path, list[str]]:
     """Names of TFRecord files by folder, sorted.
 
     Args: as of `vw2.data.sources.base.walk`; `refused` also takes shards with names that are no UTF-8.
     """
-    found, refused = defaultdict(list), [] if refused is None else refused
+    found = defaultdict(list)
     for folder, files in walk(root, shown, refused):
         for name in filter(SHARD.fullmatch, files):
             if utf8(path := (Path(folder) / name).as_posix()) != path:
