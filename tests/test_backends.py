@@ -626,7 +626,8 @@ def test_cosmos_attention_is_theirs_under_a_mask():
     [
         ({"in_channels": 4}, "with in_channels 5, got 4"),
         ({"extra_pos_embed_type": "learnable"}, "with extra_pos_embed_type None, got learnable"),
-        ({"patch_size": (1, 1, 1)}, r"with patch_size \(1, 2, 2\), got"),
+        ({"patch_size": (1, 1, 2)}, r"with patch_size \(1, 2, 2\), got"),
+        ({"patch_size": (2, 2, 2)}, r"with patch_size \(1, 2, 2\), got"),
         ({"use_crossattn_projection": True}, "with use_crossattn_projection False, got True"),
     ],
 )
