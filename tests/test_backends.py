@@ -628,6 +628,7 @@ def test_cosmos_attention_is_theirs_under_a_mask():
         ({"extra_pos_embed_type": "learnable"}, "with extra_pos_embed_type None, got learnable"),
         ({"patch_size": (1, 1, 2)}, r"with patch_size \(1, 2, 2\), got"),
         ({"patch_size": (2, 2, 2)}, r"with patch_size \(1, 2, 2\), got"),
+        ({"patch_size": (1, -2, -2)}, r"with patch_size \(1, 1, 1\), got"),
         ({"use_crossattn_projection": True}, "with use_crossattn_projection False, got True"),
     ],
 )
@@ -638,6 +639,12 @@ def test_cosmos_of_another_kind_is_refused(change, told):
     given = {key: value for key, value in (config | change).items() if not key.startswith("_")}
     with pytest.raises(ValueError, match=told):
         CosmosVDM.around(CosmosTransformer3DModel(**given))
+
+
+@pytest.mark.parametrize("odd", [{"patch": 0}, {"fps": 0.0}, {"fps": -24.0}])
+def test_patches_and_frame_rates_that_cannot_be(odd):
+    with pytest.raises(ValueError, match="patch must be at least 1 and fps above 0 or null, got"):
+        CosmosConfig(**odd)
 
 
 @pytest.mark.parametrize("width", [7, 10, 13])

@@ -436,9 +436,10 @@ def test_the_read_of_the_queries_may_be_wider():
     assert tiny(z_factor=2).query.to_digits.weight.shape[1] == 2 * tiny().query.to_digits.weight.shape[1]
 
 
-def test_two_frames_are_two_latent_frames_where_time_is_not_compressed():
-    model = tiny(patch=1, space=4, time=1)
-    assert model.features(clip(1, 2, 16)).shape[2] == 2 and model.features(clip(1, 3, 16)).shape[2] == 3
+@pytest.mark.parametrize("time", [1, 2, 4, 8])
+def test_two_frames_are_two_latent_frames(time):
+    model = tiny(patch=min(time, 4), space=16 if time > 1 else 4, time=time, multipliers=(2, 4, 4, 4))
+    assert model.features(clip(1, 2, 32)).shape[2] == 2 and model.features(clip(1, 1 + 2 * time, 32)).shape[2] == 3
 
 
 def test_sizes_that_do_not_divide_end_in_a_sentence():

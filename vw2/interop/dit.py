@@ -5,7 +5,7 @@ FOLDER/vae), and FOLDER/control.safetensors, for `dldm.control.weights`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,7 +23,6 @@ from vw2.models.pretrained import save_weights
 
 RELEASE_CONTROL = ControlConfig(blocks=3, weight=0.5, hint="mlp", own_time=True)
 BRANCH = "control.safetensors"
-UNSAID = ("time_scale", "first_time", "prediction", "attention", "fps", "norm_eps")  # by diffusers' config.json
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,9 @@ def write_dit(folder: Path, vdm: CosmosVDM, control: ControlBranch | None) -> No
 
     Raises: UserError for a setting that whoever reads the folder would not hear of.
     """
-    for name in UNSAID:
-        if (got := getattr(vdm.config, name)) != (kept := getattr(CosmosConfig(), name)):
+    heard = CosmosConfig.of(vdm.transformer, tokens=vdm.config.tokens)  # which is set by dldm.backend.tokens
+    for name, got in asdict(vdm.config).items():
+        if got != (kept := getattr(heard, name)):
             raise UserError(f"a folder of diffusers cannot say that vdm.{name} is {got}; leave it at {kept}")
     vdm.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
     if control is not None:

@@ -56,6 +56,29 @@ class CosmosConfig:
             )
         if self.head_width % 2 or self.head_width < 12:  # its rotary embedding turns pairs, over time and two sides
             raise ValueError(f"head_width must be even and at least 12, got {self.head_width}; change it")
+        if self.patch < 1 or self.fps is not None and self.fps <= 0:
+            raise ValueError(
+                f"patch must be at least 1 and fps above 0 or null, got {self.patch} and {self.fps}; change them"
+            )
+
+    @classmethod
+    def of(cls, transformer: CosmosTransformer3DModel, **unsaid) -> "CosmosConfig":
+        """The numbers of a network of diffusers; `unsaid`: what its own config has no word for."""
+        theirs = transformer.config
+        return cls(
+            latent=theirs.out_channels,
+            heads=theirs.num_attention_heads,
+            head_width=theirs.attention_head_dim,
+            layers=theirs.num_layers,
+            adaln_rank=theirs.adaln_lora_dim,
+            mlp_ratio=theirs.mlp_ratio,
+            patch=theirs.patch_size[1],
+            context=theirs.text_embed_dim,
+            max_size=tuple(theirs.max_size),
+            rope_scale=tuple(theirs.rope_scale),
+            padding_mask=theirs.concat_padding_mask,
+            **unsaid,
+        )
 
     @property
     def width(self) -> int:
@@ -87,9 +110,10 @@ def check_network(config: Mapping[str, Any]) -> None:
     Args:
         config: of a CosmosTransformer3DModel.
     """
+    side = max(1, config["patch_size"][-1])
     wanted = {
         "in_channels": config["out_channels"] + 1,  # the given first frame is marked (image or video to world)
-        "patch_size": (1, *config["patch_size"][2:] * 2),  # squares of one latent frame
+        "patch_size": (1, side, side),
         "extra_pos_embed_type": None,
         "use_crossattn_projection": False,
         "img_context_dim_in": None,
@@ -158,24 +182,8 @@ class CosmosVDM(nn.Module):
         Args: tokens, attention: as in CosmosConfig.
         Raises: ValueError if the network is another of the Cosmos family.
         """
-        theirs = transformer.config
-        check_network(theirs)
-        config = CosmosConfig(
-            latent=theirs.out_channels,
-            heads=theirs.num_attention_heads,
-            head_width=theirs.attention_head_dim,
-            layers=theirs.num_layers,
-            adaln_rank=theirs.adaln_lora_dim,
-            mlp_ratio=theirs.mlp_ratio,
-            patch=theirs.patch_size[1],
-            context=theirs.text_embed_dim,
-            max_size=tuple(theirs.max_size),
-            rope_scale=tuple(theirs.rope_scale),
-            padding_mask=theirs.concat_padding_mask,
-            tokens=tokens,
-            attention=attention,
-        )
-        return cls(config, transformer)
+        check_network(transformer.config)
+        return cls(CosmosConfig.of(transformer, tokens=tokens, attention=attention), transformer)
 
     @property
     def latent(self) -> int:

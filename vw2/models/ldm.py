@@ -184,7 +184,7 @@ class LDM(nn.Module):
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> f (B, C, L, h, w)."""
-        return self.encoder(fill(video) if self.config.time == STRIDE else video)
+        return self.encoder(fill(video, self.config.time))
 
     def quantise(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """f -> codes (B, K, N, G) straight-through in [-1, 1], index (B, K, N) int64."""

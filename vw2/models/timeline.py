@@ -14,12 +14,13 @@ from vw2.models.haar import PATCH as STRIDE
 PAIR = 2  # frames of the shortest clip
 
 
-def fill(video: Tensor) -> Tensor:
-    """(B, C, T, H, W), T = 1 + 4m as it is; of two frames the second is shown 4 times (our choice).
+def fill(video: Tensor, time: int = STRIDE) -> Tensor:
+    """(B, C, T, H, W), T = 1 + time m as it is; of two frames the second is shown `time` times (our choice).
 
-    So a clip of two frames has L = 2 and K = 1 for every causal encoder; `stride` 1 drops the copies when decoding.
+    So a clip of two frames has L = 2 and K = 1 for every causal encoder that compresses time by so much; `stride` 1
+    drops the copies when decoding.
     """
-    return torch.cat([video[:, :, :1], video[:, :, 1:].expand(-1, -1, STRIDE, -1, -1)], 2) if is_pair(video) else video
+    return torch.cat([video[:, :, :1], video[:, :, 1:].expand(-1, -1, time, -1, -1)], 2) if is_pair(video) else video
 
 
 def is_pair(video: Tensor) -> bool:
