@@ -304,6 +304,27 @@ def test_sampling_from_little_noise_gives_the_coarse_video():
     assert torch.allclose(dldm.render(prior.vae, first, index, noise), prior.vae.decode(expected), atol=1e-2)
 
 
+def test_what_the_vae_cannot_tell_of_the_coarse_video_is_lost_or_kept():
+    first, index, noise = clip(frames=1), indices(), draw(2, LATENT, STEPS + 1, SIDE // 8, SIDE // 8)
+    results = {}
+    for remainder in ("lost", "kept"):
+        dldm, prior = tiny_dldm(sampling_start=1e-4, sampling_steps=1, sampling_remainder=remainder)
+        results[remainder] = dldm.render(prior.vae, first, index, noise)
+    coarse = dldm.ldm.coarse(first, index)
+    through = prior.vae.decode(prior.vae.encode(coarse))
+    assert (through - coarse).abs().mean() > 0.1, "the VAE loses much of it"
+    change = results["lost"] - through  # what the VDM did; the VAE's own range of values is that of pictures
+    torch.testing.assert_close(results["kept"], (coarse + change).clamp(-1, 1), atol=1e-5, rtol=0)
+    dldm.velocity_told = lambda noisy, *_: torch.zeros_like(noisy)
+    still = dldm.render(prior.vae, first, index, noise)[:, :, 1:]  # the first frame is given
+    torch.testing.assert_close(still, coarse[:, :, 1:], atol=1e-3, rtol=0, msg="a VDM that changes nothing leaves it")
+
+
+def test_the_remainder_is_of_what_sampling_begins_on():
+    with pytest.raises(ValueError, match="dldm.sampling_remainder kept goes with dldm.sampling_start below 1"):
+        tiny_config(sampling_remainder="kept")
+
+
 @pytest.mark.parametrize("start", [0.0, 1.5])
 def test_bad_start_of_sampling_is_refused(start):
     with pytest.raises(ValueError, match="sampling_start"):

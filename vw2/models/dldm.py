@@ -270,7 +270,11 @@ class DLDM(nn.Module):
         return video[:, :, -1:] if self.config.chain == "drawn" else self.ldm.coarse_end(coarse_first, index)
 
     def render_window(self, vae, frame: Tensor, codes: Tensor, coarse: Tensor, noise: Tensor) -> Tensor:
-        """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`."""
+        """Known first frame (B, 3, 1, H, W), codes, coarse video and noise of a window -> its video, as `render`.
+
+        With `sampling_remainder` kept the VDM's change of the coarse video is added to it in pixels (our choice): the
+        coarse video then does not pass through the VAE, which would cost a chain of clips some detail at each of them.
+        """
         first, whole, config = vae.encode(frame), fill(coarse), self.config
         start = vae.encode(whole) if config.sampling_start < 1 else None  # from noise alone nobody looks at it
         hint = self.sees(vae, whole, first, start)
@@ -282,4 +286,6 @@ class DLDM(nn.Module):
         schedule = config.sampling_steps, config.sampling_shift, config.sampling_start
         draw, solver = SAMPLERS[config.sampling_order], SOLVERS[config.sampling_solver]
         video = vae.decode(draw(velocity, latents, first, *schedule, self.vdm.layout, solver))
+        if config.sampling_remainder == "kept":
+            video = (whole.float() + video.float() - vae.decode(start).float()).clamp(-1, 1)
         return video[:, :, : coarse.shape[2]]

@@ -50,6 +50,8 @@ class DLDMConfig(LDMConfig):
     sampling_solver: Literal["euler", "ab2"] = "euler"  # see SOLVERS
     sampling_shift: float = 3.0  # bends the noise levels: euler's shift, ab2's rho
     sampling_start: float = 1.0  # noise level at which sampling begins, on top of the coarse video; 1 = noise alone
+    # what the VAE cannot tell of that coarse video: lost, or kept = added to the frames drawn, see DLDM.render_window
+    sampling_remainder: Literal["lost", "kept"] = "lost"
     sampling_order: Order = "clip"  # all latent frames together, or one after the other over its clean past
     chain: Chain = "drawn"  # the next clip's coarse video goes on from: the frame drawn, or its own last (release)
 
@@ -61,6 +63,11 @@ class DLDMConfig(LDMConfig):
             raise ValueError(
                 "dldm.sampling_start must lie in (0, 1] and dldm.sampling_shift be above 0, "
                 f"got {self.sampling_start} and {self.sampling_shift}; change them"
+            )
+        if self.sampling_remainder == "kept" and self.sampling_start == 1:
+            raise ValueError(
+                "dldm.sampling_remainder kept goes with dldm.sampling_start below 1, where sampling begins on top of "
+                "the coarse video, got 1; set it to lost or lower the start"
             )
         lowest = LEAST / (1 + LEAST)
         if self.sampling_solver == "ab2" and self.sampling_start <= lowest:

@@ -98,6 +98,7 @@ def from_codes_alone(config: DLDMConfig) -> DLDMConfig:
         vdm=replace(config.vdm, train="full"),
         control=replace(config.control, blocks=0, weights=None),
         sampling_start=1.0,
+        sampling_remainder="lost",
         sampling_steps=8,
         sampling_shift=3.0,
     )
