@@ -296,7 +296,7 @@ def test_control_weight_is_a_factor_and_zero_blocks_switch_it_off():
 def test_sampling_from_little_noise_gives_the_coarse_video():
     # A velocity of zero keeps what the sampler starts from.
     dldm, prior = tiny_dldm(sampling_start=1e-4, sampling_steps=1)
-    dldm.velocity = lambda noisy, *_: torch.zeros_like(noisy)
+    dldm.velocity_told = lambda noisy, *_: torch.zeros_like(noisy)
     first, index = clip(frames=1), indices()
     noise = draw(2, LATENT, STEPS + 1, SIDE // 8, SIDE // 8)
     coarse = prior.vae.encode(dldm.ldm.coarse(first, index))
